@@ -1,0 +1,60 @@
+# make demo: set up and run the whole experiment at laptop scale.  make test: set up and run the tests.
+
+PYTHON ?= python3
+VENV := .venv
+CORES ?= 2
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+.PHONY: help setup demo test check verify status lock clean
+
+help:
+	@echo "make demo     the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
+	@echo "make test     formatting, unit tests, dry-runs of every scale, one small complete run"
+	@echo "make status   which results are finished, missing, or made by other code"
+	@echo "make verify   re-hash every result and name what is missing, altered or truncated"
+	@echo "make lock     resolve envs/laptop.in into envs/laptop.lock again (needs uv)"
+
+setup: $(READY)
+
+$(READY): envs/torch.lock envs/laptop.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/torch.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/laptop.lock
+	@# Nothing to do for a CPU build; a CUDA build brings its own libraries.
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	@touch $@
+
+demo: $(READY)
+	$(SNAKEMAKE)
+	@echo "Open results/report/scalpel_vs_hammer/index.html"
+
+test: $(READY) check
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+
+verify: $(READY)
+	@$(BIN)/python -m scripts.verify
+
+status: $(READY)
+	@$(BIN)/python -m scripts.status
+
+lock:
+	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock
+	uv pip compile envs/laptop.in --override envs/overrides.txt --no-header --no-annotate --generate-hashes --universal \
+	  --python-version 3.11 --no-emit-package torch $(foreach name,$(CUDA_PACKAGES),--no-emit-package $(name)) -o envs/laptop.lock
+
+# What CUDA builds of torch depend on: left to the build that pip chose.
+CUDA_PACKAGES := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+  nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+  nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+
+clean:
+	rm -rf $(VENV) .snakemake

@@ -1,0 +1,213 @@
+"""Which rows are trained on, and why each other row is not (paper section 3.1, appendix A).
+
+Reasons are tried in the order of REASONS and the first that applies is the row's; `drops.csv` counts them
+and adds up to the rows read. Rows are streamed in batches; what grows with the data is one 8-byte hash per
+kept question.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalpel.chat import load_tokenizer, render
+from scalpel.config import FilterRecipe
+from scalpel.data.answers import Grader
+from scalpel.data.sources import BATCH_ROWS, Rows
+from scalpel.errors import UserError
+from scalpel.progress import track
+
+REASONS = {
+    "other_source": "column source is not the wanted one",
+    "no_verified_trace": "no generation was verified (column correctness_math_verify)",
+    "incomplete_trace": "every verified generation is incomplete (column is_reasoning_complete)",
+    "duplicate": "same question as an earlier kept row, spacing and letter case aside",
+    "evaluation_overlap": "shares an n-gram of words with an evaluation question",
+    "unparsable_answer": "math-verify finds no answer in column answer",
+    "prompt_too_long": "rendered prompt exceeds filter.max_prompt_tokens",
+    "too_long": "rendered conversation exceeds filter.max_tokens",
+}
+
+KEPT_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("uuid", pa.string()),
+        ("problem", pa.string()),
+        ("answer", pa.string()),
+        ("trace", pa.string()),
+        ("tokens", pa.int64()),
+        ("prompt_tokens", pa.int64()),
+    ]
+)
+DROPPED_SCHEMA = pa.schema([("row", pa.int64()), ("uuid", pa.string()), ("reason", pa.string())])
+
+
+def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, evaluation_questions: Path, out: Path) -> None:
+    """Write kept.parquet, dropped.parquet (row, uuid, reason) and drops.csv (reason, rows, meaning) to `out`."""
+    tokenizer = load_tokenizer(model)
+    overlap = Overlap(recipe.decontamination_ngram)
+    for question in pq.read_table(evaluation_questions, columns=["question"]).column("question").to_pylist():
+        overlap.add(question)
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
+    with (
+        Grader() as grader,
+        pq.ParquetWriter(out / "kept.parquet", KEPT_SCHEMA, compression="zstd") as kept_file,
+        pq.ParquetWriter(out / "dropped.parquet", DROPPED_SCHEMA, compression="zstd") as dropped_file,
+    ):
+        for batch in _batches(track(rows, "filter: row", total=rows.total)):
+            kept, dropped = _decide(batch, recipe, tokenizer, overlap, seen, grader)
+            counts.update(item["reason"] for item in dropped)
+            counts["kept"] += len(kept)
+            kept_file.write_table(pa.Table.from_pylist(kept, KEPT_SCHEMA))
+            dropped_file.write_table(pa.Table.from_pylist(dropped, DROPPED_SCHEMA))
+    if counts.total() != rows.total:
+        raise UserError(f"{rows.files[0]}: {rows.total} rows announced, {counts.total()} read; the file is damaged.")
+    if not counts["kept"]:
+        worst = counts.most_common(1)[0]
+        raise UserError(f"the filter kept none of {rows.total} rows; {worst[1]} were dropped as {worst[0]!r}: check `filter`.")
+    with open(out / "drops.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["reason", "rows", "meaning"])
+        table.writerows([reason, counts[reason], meaning] for reason, meaning in REASONS.items())
+        table.writerow(["kept", counts["kept"], "trained on"])
+        table.writerow(["read", rows.total, "all rows of the source"])
+
+
+def _batches(rows) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    batch = []
+    for item in rows:
+        batch.append(item)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: set[int], grader: Grader):
+    """(kept, dropped) of one batch, in row order. Costly checks come last and see only what is left."""
+    reasons: dict[int, str] = {}
+    left = []
+    for number, row in batch:
+        reason, trace = choose_trace(row, number, recipe)
+        if reason is None:
+            reason = "duplicate" if fingerprint(row["problem"]) in seen else None
+        if reason is None and overlap.hit(row["problem"]):
+            reason = "evaluation_overlap"
+        if reason is None:
+            left.append((number, row, trace))
+        else:
+            reasons[number] = reason
+    parsable = grader.grade_many([(row["answer"] or "", "") for _, row, _ in left])
+    candidates = []
+    for (number, row, trace), verdict in zip(left, parsable, strict=True):
+        if verdict is not None:
+            candidates.append((number, row, trace))
+        elif recipe.unparsable_answer == "drop":
+            reasons[number] = "unparsable_answer"
+        else:
+            raise UserError(
+                f"row {number} ({row['uuid']}): math-verify finds no answer in column 'answer' ({row['answer']!r}); "
+                "mend the row, or set filter.unparsable_answer to 'drop'."
+            )
+    encode = tokenizer.backend_tokenizer.encode_batch_fast
+    prompts = encode([render(tokenizer, row["problem"]) for _, row, _ in candidates], add_special_tokens=False)
+    whole = encode([render(tokenizer, row["problem"], trace) for _, row, trace in candidates], add_special_tokens=False)
+    kept = []
+    for (number, row, trace), prompt, conversation in zip(candidates, prompts, whole, strict=True):
+        mark = fingerprint(row["problem"])
+        if recipe.max_prompt_tokens is not None and len(prompt) > recipe.max_prompt_tokens:
+            reasons[number] = "prompt_too_long"
+        elif len(conversation) > recipe.max_tokens:
+            reasons[number] = "too_long"
+        elif mark in seen:  # twice in this very batch
+            reasons[number] = "duplicate"
+        else:
+            seen.add(mark)
+            kept.append(
+                {
+                    "row": number,
+                    "uuid": row["uuid"],
+                    "problem": row["problem"],
+                    "answer": row["answer"],
+                    "trace": trace,
+                    "tokens": len(conversation),
+                    "prompt_tokens": len(prompt),
+                }
+            )
+    uuids = {number: row["uuid"] for number, row in batch}
+    dropped = [{"row": number, "uuid": uuids[number], "reason": reasons[number]} for number in sorted(reasons)]
+    return kept, dropped
+
+
+def choose_trace(row: dict[str, Any], number: int, recipe: FilterRecipe) -> tuple[str | None, str]:
+    """(reason to drop or None, trace). The rule: the first generation that is verified and complete."""
+    if row["source"] != recipe.source:
+        return "other_source", ""
+    generations = row["generations"] or []
+    verified = row["correctness_math_verify"] or [None] * len(generations)
+    complete = row["is_reasoning_complete"] or [None] * len(generations)
+    judged = row.get("correctness_llama") or [None] * len(generations)
+    if not len(generations) == len(verified) == len(complete) == len(judged):
+        raise UserError(
+            f"row {number} ({row['uuid']}): columns generations, correctness_math_verify, is_reasoning_complete and "
+            f"correctness_llama hold {len(generations)}, {len(verified)}, {len(complete)} and {len(judged)} values; "
+            "they must agree."
+        )
+    if recipe.verified_by == "math_verify_or_llama":
+        verified = [a or b for a, b in zip(verified, judged, strict=True)]
+    found = [i for i, good in enumerate(verified) if good and generations[i]]
+    if not found:
+        return "no_verified_trace", ""
+    finished = [i for i in found if complete[i]] if recipe.require_complete else found
+    if not finished:
+        return "incomplete_trace", ""
+    return None, generations[finished[0]]
+
+
+# ---------------------------------------------------------------- questions compared
+
+
+def words(text: str) -> list[str]:
+    """Lower-case runs of letters and digits: what decontamination compares."""
+    return re.findall(r"\w+", text.lower())
+
+
+def fingerprint(text: str) -> int:
+    """64-bit hash of a question, spacing and letter case aside."""
+    return _hash(" ".join(text.lower().split()))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+class Overlap:
+    """n-grams of words of the evaluation questions; a shorter question counts as one gram of its own length."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self.grams: set[int] = set()
+        self.short: set[int] = set()
+
+    def add(self, question: str) -> None:
+        tokens = words(question)
+        if len(tokens) >= self.n:
+            self.grams.update(self._grams(tokens))
+        elif tokens:
+            self.short.add(_hash(" ".join(tokens)))
+
+    def hit(self, question: str) -> bool:
+        """True when the question shares an n-gram with an evaluation question, or is one of the short ones."""
+        tokens = words(question)
+        return _hash(" ".join(tokens)) in self.short or any(gram in self.grams for gram in self._grams(tokens))
+
+    def _grams(self, tokens: list[str]) -> Iterator[int]:
+        return (_hash(" ".join(tokens[i : i + self.n])) for i in range(len(tokens) - self.n + 1))

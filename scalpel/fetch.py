@@ -1,0 +1,52 @@
+"""Fetch from the hub by commit hash: the only code of Scalpel that uses the network."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalpel.errors import UserError
+
+MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
+
+
+def fetch(recipe: dict, out: Path) -> None:
+    """Download ``recipe["repo"]`` at ``recipe["revision"]`` into `out`; files already there are not fetched again.
+
+    Of a dataset, the files matching ``recipe["files"]``; jsonl and csv are converted to parquet.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, revision = recipe["repo"], recipe["revision"]
+    patterns = MODEL_FILES if recipe["type"] == "model" else recipe["files"]
+    try:
+        snapshot_download(repo, repo_type=recipe["type"], revision=revision, local_dir=out, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"{repo}@{revision[:8]} could not be fetched ({type(error).__name__}); check the network, the revision, "
+            "and for gated data your access token."
+        ) from error
+    if recipe["type"] == "dataset":
+        for path in sorted(out.rglob("*")):
+            if path.suffix in (".jsonl", ".csv"):
+                to_parquet(path)
+        if not any(out.rglob("*.parquet")):
+            raise UserError(f"{repo}@{revision[:8]} holds no file matching {', '.join(patterns)}; mend `files`.")
+
+
+def to_parquet(path: Path) -> Path:
+    """Write <name>.parquet beside a jsonl or csv file and return it.
+
+    Columns of objects, whose keys differ per row, become JSON text in ``<column>__json``.
+    """
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
+    for row in rows:
+        for name in [n for n, v in row.items() if isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict))]:
+            row[f"{name}__json"] = json.dumps(row.pop(name), ensure_ascii=False)
+    target = path.with_suffix(".parquet")
+    pq.write_table(pa.Table.from_pylist(rows), target, compression="zstd")
+    return target

@@ -1,0 +1,22 @@
+# One page: every figure beside the papers' numbers, and which of their claims appear.
+
+
+rule report:
+    input:
+        lambda w: plan.drawings[w.study, "report"].manifests,
+        lambda w: [
+            f"results/figures/{w.study}/{figure}.png"
+            for study, figure in plan.drawings
+            if study == w.study and figure != "report"
+        ],
+        f"{workflow.basedir}/scalpel/report/build.py",
+        f"{workflow.basedir}/scalpel/report/claims.py",
+    output:
+        "results/report/{study}/index.html",
+    params:
+        recipe=lambda w: plan.drawings[w.study, "report"].recipe_path,
+    log:
+        "results/logs/report/{study}.log",
+    localrule: True
+    shell:
+        command("report", "{params.recipe}")
