@@ -195,7 +195,9 @@ def open_job(directory: Path) -> Job:
             settings=frozen["settings"],
         )
     except KeyError as missing:
-        raise UserError(f"{directory / RECIPE} lacks {missing}; delete the directory and run snakemake again.") from None
+        raise UserError(
+            f"{directory / RECIPE} lacks {missing}; delete the directory and run snakemake again."
+        ) from None
     if directory.resolve().name != f"{job.name}-{digest}":
         raise UserError(
             f"{directory} holds the recipe of {job.name}-{digest}; it was moved or edited: "
@@ -438,6 +440,32 @@ def run_stage(produce: Callable[[Job], None], resumable: bool = False) -> None:
                 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
             print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)
             produce(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_drawing(produce: Callable[[dict, dict[str, list[Path]], Path], None]) -> None:
+    """Main of a figure or report program: one argument, the frozen recipe in results/figures/<study>/recipes/.
+
+    `produce` gets the recipe, the result directories by role, and the folder of the study's figures.
+    """
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(
+            f"usage: python -m scripts.{Path(sys.argv[0]).stem} results/figures/<study>/recipes/<name>-<digest>.json"
+        )
+    path = Path(sys.argv[1])
+    try:
+        frozen = read_json(path)
+        root = path.resolve().parents[4]
+        inputs = {role: [root / directory for directory in found] for role, found in frozen["inputs"].items()}
+        for role, directories in inputs.items():
+            for directory in directories:
+                if not (directory / MANIFEST).is_file():
+                    raise UserError(
+                        f"{frozen['name']} needs {role} in {directory}, which is not finished; run snakemake for it."
+                    )
+        produce(frozen, inputs, path.parents[1])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

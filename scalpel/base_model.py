@@ -33,7 +33,9 @@ def import_model(source: Path, out: Path, expected: dict[str, str] | None = None
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
-        raise UserError(f"{source}: the tokenizer lacks a pad or an EOS token; training needs both, set them and save it.")
+        raise UserError(
+            f"{source}: the tokenizer lacks a pad or an EOS token; training needs both, set them and save it."
+        )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(out)
 

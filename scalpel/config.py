@@ -380,7 +380,9 @@ def load(raw: dict, workflow: Path) -> Config:
         for run, options in study.runs.items():
             recipe = _run_recipe(run, options, scale, user)
             if run in runs and runs[run] != recipe:
-                raise UserError(f"{study_name}.yaml: run {run!r} stands in another study with other options; rename one.")
+                raise UserError(
+                    f"{study_name}.yaml: run {run!r} stands in another study with other options; rename one."
+                )
             runs[run] = recipe
     if scale.evaluation_files.kind == "files" and "math_500" not in scale.evaluation_files.files:
         raise UserError(f"{scale_file.name}: evaluation_files needs math_500, whose questions the KL stage uses.")

@@ -43,9 +43,13 @@ def to_parquet(path: Path) -> Path:
     Columns of objects, whose keys differ per row, become JSON text in ``<column>__json``.
     """
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
+        rows = (
+            list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
+        )
     for row in rows:
-        for name in [n for n, v in row.items() if isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict))]:
+        for name in [
+            n for n, v in row.items() if isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict))
+        ]:
             row[f"{name}__json"] = json.dumps(row.pop(name), ensure_ascii=False)
     target = path.with_suffix(".parquet")
     pq.write_table(pa.Table.from_pylist(rows), target, compression="zstd")

@@ -112,7 +112,9 @@ class Plan:
             recipe = {"kind": "toy"} | model.toy.model_dump(mode="json")
             return self._step("base", "base", recipe, {"toy": self.toy}, {"threads": threads})
         if isinstance(model, HubModel):
-            fetched = self._step("fetch", "model", {"type": "model", "repo": model.repo, "revision": model.revision}, {})
+            fetched = self._step(
+                "fetch", "model", {"type": "model", "repo": model.repo, "revision": model.revision}, {}
+            )
             return self._step("base", "base", {"kind": "fetched"}, {"fetch": fetched})
         assert isinstance(model, LocalModel)
         if not model.path.is_dir():
@@ -140,9 +142,7 @@ class Plan:
             else:
                 recipe[name] = self._file(f"evaluation_files.files.{name}", where)
                 paths[name] = str(where.resolve())
-        return self._step(
-            "evaluation_data", "questions", {"kind": "files", "sha256": recipe}, inputs, {"paths": paths}
-        )
+        return self._step("evaluation_data", "questions", {"kind": "files", "sha256": recipe}, inputs, {"paths": paths})
 
     def _data(self) -> Step:
         scale, source = self.config.scale, self.config.scale.source
@@ -212,7 +212,9 @@ class Plan:
             roles = figures.needs(name, list(study.runs))
             missing = [role for role in roles if role not in self.results]
             if missing:
-                raise UserError(f"{study_name}.yaml: figure {name!r} needs {missing[0]}, which no run of the study makes.")
+                raise UserError(
+                    f"{study_name}.yaml: figure {name!r} needs {missing[0]}, which no run of the study makes."
+                )
             valid = figures.options(options, f"{study_name}.yaml: figures.{name}")
             recipe = {"options": valid.model_dump(mode="json")}
             inputs = {role: self.results[role] for role in roles}
@@ -233,7 +235,9 @@ class Plan:
             "runs": {run: self.config.runs[run].model_dump(mode="json") for run in study.runs},
             "evaluation": self.config.scale.evaluation.model_dump(mode="json"),
         }
-        runs = {role: steps for role, steps in self.results.items() if role.split("/")[1] in {*study.runs, "base", "data"}}
+        runs = {
+            role: steps for role, steps in self.results.items() if role.split("/")[1] in {*study.runs, "base", "data"}
+        }
         self.drawings[study_name, "report"] = Drawing(study_name, "report", recipe, runs)
 
     # ------------------------------------------------------------ looking up
@@ -257,9 +261,11 @@ class Plan:
         return self.config.scale.resources.get(stage, StageResources())
 
     def targets(self, study: str) -> list[str]:
-        return [f"results/figures/{study}/{name}.pdf" for owner, name in self.drawings if owner == study and name != "report"] + [
-            f"results/report/{study}/index.html"
-        ]
+        return [
+            f"results/figures/{study}/{name}.pdf"
+            for owner, name in self.drawings
+            if owner == study and name != "report"
+        ] + [f"results/report/{study}/index.html"]
 
     def freeze(self) -> None:
         """Write the recipe of every step and drawing, so that a queued job outlives an edited config."""

@@ -71,7 +71,9 @@ def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, evaluation_questi
         raise UserError(f"{rows.files[0]}: {rows.total} rows announced, {counts.total()} read; the file is damaged.")
     if not counts["kept"]:
         worst = counts.most_common(1)[0]
-        raise UserError(f"the filter kept none of {rows.total} rows; {worst[1]} were dropped as {worst[0]!r}: check `filter`.")
+        raise UserError(
+            f"the filter kept none of {rows.total} rows; {worst[1]} were dropped as {worst[0]!r}: check `filter`."
+        )
     with open(out / "drops.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["reason", "rows", "meaning"])

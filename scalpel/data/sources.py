@@ -38,7 +38,9 @@ class Rows:
                         yield number, self._row(raw, number, path)
                         number += 1
             except (pa.ArrowInvalid, OSError) as error:
-                raise UserError(f"{path} cannot be read after row {number} (truncated or corrupt: {error}); replace the file.") from None
+                raise UserError(
+                    f"{path} cannot be read after row {number} (truncated or corrupt: {error}); replace the file."
+                ) from None
 
     def _row(self, raw: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
         row = {name: raw[column] for name, column in self.columns.items()} | self.constants
@@ -53,7 +55,9 @@ class Rows:
         return row
 
 
-def open_rows(files: list[Path], columns: dict[str, str], constants: dict[str, Any], boxed_answer_of: str | None) -> Rows:
+def open_rows(
+    files: list[Path], columns: dict[str, str], constants: dict[str, Any], boxed_answer_of: str | None
+) -> Rows:
     """Check files and columns before anything is read; UserError names the file and the missing column."""
     if not files:
         raise UserError("the source holds no parquet file; check `source` in the config.")
@@ -65,7 +69,9 @@ def open_rows(files: list[Path], columns: dict[str, str], constants: dict[str, A
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is not a readable parquet file (truncated or corrupt: {error}); replace it.") from None
+            raise UserError(
+                f"{path} is not a readable parquet file (truncated or corrupt: {error}); replace it."
+            ) from None
         there = set(file.schema_arrow.names)
         mapping = {}
         for name in COLUMNS + OPTIONAL:

@@ -1,0 +1,63 @@
+"""Which results are finished, which are missing, and which were made by other code: python -m scripts.status
+
+Drift is shown, never acted on: a result made by older code stands until its directory is deleted or its
+stage's version is raised in scalpel/plan.py.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from scalpel.artifact import LEASE, MANIFEST, PROVENANCE, ROOT, circumstances, read_json
+from scalpel.config import load
+from scalpel.errors import UserError
+from scalpel.plan import Plan
+
+
+def changed_fields(old: object, new: object, where: str = "") -> list[str]:
+    """Fields that differ between two recipes, as ``field: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [
+            line for key in keys for line in changed_fields(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+
+
+def main() -> int:
+    root = Path(".")
+    plan = Plan(load(yaml.safe_load(Path("config.yaml").read_text()) or {}, ROOT / "workflow"), ROOT / "workflow", root)
+    now = circumstances()
+    rows = []
+    for step in plan.steps.values():
+        directory = root / step.directory
+        if (directory / MANIFEST).is_file():
+            made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
+            drift = [f"code {made.get('code')}, now {now['code']}"] if made.get("code") != now["code"] else []
+            drift += changed_fields(made.get("packages", {}), now["packages"], "package")
+            rows.append(("finished", step, "; ".join(drift)))
+            continue
+        state = "running" if (directory / LEASE).exists() else "missing"
+        others = sorted(directory.parent.glob(f"{step.name}-*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
+        difference = ""
+        if others:
+            old = read_json(others[-1])
+            inputs = {role: item["digest"] for role, item in old["inputs"].items()}
+            new_inputs = {role: item.digest for role, item in step.inputs.items()}
+            lines = changed_fields(old["recipe"], step.recipe) + changed_fields(inputs, new_inputs, "input")
+            difference = f"since {others[-1].parent.name}: " + ", ".join(lines)
+        rows.append((state, step, difference))
+    for state, step, note in rows:
+        print(f"{state:9} {step.directory}" + (f"   [{note}]" if note else ""))
+    done = sum(state == "finished" for state, _, _ in rows)
+    print(f"{done} of {len(rows)} results finished", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

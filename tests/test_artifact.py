@@ -1,0 +1,162 @@
+"""Identity, atomicity, lease and verification of results."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalpel import artifact
+from scalpel.artifact import Step, canonical, digest_of, freeze, lease, manifest_files, open_job, problems, producing
+from scalpel.errors import UserError
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def shuffled(value):
+    """The same value with the keys of every mapping in reverse order."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(list(value))}
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_digest_ignores_key_order(recipe):
+    assert digest_of("train", 1, recipe, {}) == digest_of("train", 1, shuffled(recipe), {})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1: "a"}, {"a": {1, 2}}, {"f": print}, b"x", object()])
+def test_canonical_refuses_what_it_cannot_represent(value):
+    with pytest.raises(TypeError):
+        canonical({"x": value} if not isinstance(value, dict) else value)
+
+
+def test_golden_digest():
+    """This number holds the scheme still: when it changes, every result ever made loses its name."""
+    recipe = {"learning_rate": 1e-06, "steps": 571, "text": "é", "flags": [True, None], "nested": {"b": 1, "a": 2.5}}
+    assert digest_of("train", 1, recipe, {"base": "85c857b1c3f0"}) == GOLDEN
+
+
+GOLDEN = "d9471fba4e17"
+
+
+def small(root, **recipe) -> Step:
+    step = Step("order", "order", 1, recipe or {"seed": 1})
+    freeze(step, root)
+    return step
+
+
+def test_result_is_made_once_and_verified(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    with producing(directory) as job:
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a.txt").write_text("hello")
+        assert job.recipe == {"seed": 1}
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["files"] == {"sub/a.txt": {"bytes": 5, "sha256": artifact.sha256_file(directory / "sub/a.txt")}}
+    assert problems(directory) == []
+    (directory / "sub" / "a.txt").write_text("hell")
+    assert "truncated" in problems(directory)[0]
+    (directory / "sub" / "a.txt").write_text("hellO")
+    assert "altered" in problems(directory)[0]
+    (directory / "b.txt").write_text("x")
+    assert any("not listed" in line for line in problems(directory))
+    (directory / "sub" / "a.txt").unlink()
+    assert any("missing" in line for line in problems(directory))
+
+
+def test_failed_stage_leaves_no_manifest_and_no_lease(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    with pytest.raises(ValueError), producing(directory):
+        (directory / "half.txt").write_text("half")
+        raise ValueError
+    assert not (directory / "manifest.json").exists() and not (directory / "lease.json").exists()
+    with producing(directory):
+        assert not (directory / "half.txt").exists()
+
+
+def test_full_disk_is_one_sentence(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    with pytest.raises(UserError, match="No space left"), producing(directory):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.safetensors")
+    assert not (directory / "manifest.json").exists()
+
+
+def test_recipe_of_another_digest_is_refused(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    other = directory.with_name("order-0123456789ab")
+    directory.rename(other)
+    with pytest.raises(UserError, match="moved or edited"):
+        open_job(other)
+    frozen = json.loads((other / "recipe.json").read_text())
+    frozen["recipe"]["seed"] = 2
+    other.rename(directory)
+    (directory / "recipe.json").write_text(json.dumps(frozen))
+    with pytest.raises(UserError, match="moved or edited"):
+        open_job(directory)
+    (directory / "recipe.json").write_text(json.dumps(frozen)[:40])
+    with pytest.raises(UserError, match="not valid JSON"):
+        open_job(directory)
+
+
+def test_unfinished_input_is_named(tmp_path):
+    first = small(tmp_path)
+    second = Step("train", "grpo", 1, {}, {"order": first})
+    freeze(second, tmp_path)
+    with pytest.raises(UserError, match="needs order"):
+        open_job(tmp_path / second.directory)
+
+
+def hold(directory, ready, done):
+    with lease(directory):
+        ready.set()
+        done.wait(20)
+
+
+def test_second_start_is_refused_and_a_dead_one_taken_over(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(tmp_path, ready, done))
+    holder.start()
+    assert ready.wait(20)
+    with pytest.raises(UserError, match=f"being made by process {holder.pid}"), lease(tmp_path):
+        pass
+    holder.kill()
+    holder.join()
+    with lease(tmp_path):
+        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_lease_of_another_host_counts_until_its_heartbeat_stops(tmp_path):
+    path = tmp_path / "lease.json"
+    path.write_text(json.dumps({"host": "gpu7", "pid": 1, "started": "1", "job": "4711", "token": "x"}))
+    with pytest.raises(UserError, match="SLURM job 4711"), lease(tmp_path):
+        pass
+    old = time.time() - artifact.STALE_SECONDS - 1
+    os.utime(path, (old, old))
+    with lease(tmp_path):
+        pass
+
+
+def test_state_is_no_part_of_a_result(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    with producing(directory, resumable=True):
+        (directory / "state").mkdir()
+        (directory / "state" / "optimizer").write_text("x")
+        (directory / "kept").write_text("y")
+        assert list(manifest_files(directory)) == ["kept"]
+    assert not (directory / "state").exists() and problems(directory) == []
