@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,7 +92,7 @@ class HubDataset(Strict):
     files: Annotated[list[str], Field(min_length=1)]  # patterns of paths inside the repository
 
 
-Source = Annotated[Union[ToySource, ParquetSource, HubDataset], Field(discriminator="kind")]
+Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="kind")]
 
 
 class ToyModel(Strict):
@@ -111,7 +111,7 @@ class HubModel(Strict):
     revision: Commit
 
 
-Model = Annotated[Union[ToyModel, LocalModel, HubModel], Field(discriminator="kind")]
+Model = Annotated[ToyModel | LocalModel | HubModel, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- data

@@ -1,4 +1,4 @@
-"""Evaluate a share of a run's checkpoints on all tasks: python -m scripts.evaluate results/evaluate/grpo.1of2-<digest>"""
+"""Evaluate a share of a run's checkpoints on all tasks: python -m scripts.evaluate results/evaluate/<shard>-<digest>"""
 
 from scalpel.artifact import Job, run_stage
 from scalpel.checkpoints import checkpoints

@@ -1,4 +1,4 @@
-"""Relative weight change of every matrix and checkpoint: python -m scripts.weight_change results/weight_change/grpo-<digest>"""
+"""Relative weight change, matrix by matrix: python -m scripts.weight_change results/weight_change/grpo-<digest>"""
 
 from scalpel.artifact import Job, run_stage
 from scalpel.checkpoints import checkpoints

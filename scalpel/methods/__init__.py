@@ -1,0 +1,19 @@
+"""Training methods, one file each, registered by name. `train` is what the train stage calls."""
+
+from importlib import import_module
+from pathlib import Path
+
+from scalpel.config import METHODS, GRPORecipe, SFTRecipe, TrainSettings
+
+
+def train(
+    recipe: SFTRecipe | GRPORecipe, base: Path, kept: Path, order: Path, out: Path, settings: TrainSettings
+) -> None:
+    """Carry out one run, or go on with an interrupted one; the finished files are the same, bit by bit.
+
+    base: a model directory; kept: kept.parquet of the data stage; order: order.parquet. Writes to `out`
+    checkpoints/ and checkpoints.json, log.parquet, questions.parquet, trained.json and, under GRPO,
+    rollouts.parquet; leaves its resumable state in out/state.
+    """
+    assert recipe.method in METHODS
+    import_module(f"scalpel.methods.{recipe.method}").train(recipe, base, kept, order, out, settings)

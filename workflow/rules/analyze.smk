@@ -27,4 +27,3 @@ rule weight_change:
         **resources("weight_change"),
     shell:
         command("weight_change")
-

@@ -69,4 +69,3 @@ rule order:
         **resources("order"),
     shell:
         command("order")
-

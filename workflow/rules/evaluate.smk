@@ -13,4 +13,3 @@ rule evaluate:
         **resources("evaluate"),
     shell:
         command("evaluate")
-

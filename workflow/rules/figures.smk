@@ -8,12 +8,12 @@ rule figure:
         f"{workflow.basedir}/scalpel/figures/{{figure}}.py",
     output:
         multiext("results/figures/{study}/{figure}", ".pdf", ".png", ".svg"),
-    params:
-        recipe=lambda w: plan.drawings[w.study, w.figure].recipe_path,
     log:
         "results/logs/figures/{study}/{figure}.log",
     wildcard_constraints:
         figure="|".join(figure for _, figure in plan.drawings if figure != "report"),
     localrule: True
+    params:
+        recipe=lambda w: plan.drawings[w.study, w.figure].recipe_path,
     shell:
         command("figure", "{params.recipe}")

@@ -13,4 +13,3 @@ rule base:
         **resources("base"),
     shell:
         command("base")
-

@@ -13,10 +13,10 @@ rule report:
         f"{workflow.basedir}/scalpel/report/claims.py",
     output:
         "results/report/{study}/index.html",
-    params:
-        recipe=lambda w: plan.drawings[w.study, "report"].recipe_path,
     log:
         "results/logs/report/{study}.log",
     localrule: True
+    params:
+        recipe=lambda w: plan.drawings[w.study, "report"].recipe_path,
     shell:
         command("report", "{params.recipe}")

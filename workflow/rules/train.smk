@@ -13,4 +13,3 @@ rule train:
         **resources("train"),
     shell:
         command("train")
-

@@ -1,0 +1,346 @@
+"""What all methods share: schedule, freezing, checkpoints, logs and exact resumption.
+
+A run is exact when it is resumed because nothing depends on where it was interrupted: the dataset given to
+the trainer is the whole schedule in order (TRL re-seeds its samplers in later epochs), and a state is only
+gone on from when it is complete, sizes and sha256 checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from scalpel import progress
+from scalpel.artifact import STATE, sha256_file, write_atomically
+from scalpel.config import GRPORecipe, OptimizerRecipe, SFTRecipe, Trainable, TrainSettings
+from scalpel.errors import UserError
+
+COMPLETE = "complete.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# ---------------------------------------------------------------- schedule
+
+
+def checkpoint_steps(steps: int, count: int) -> list[int]:
+    """`count` steps at which checkpoints are saved, the last one included.
+
+    The paper's rule, every ceil(steps / count) steps and the last (571 -> 29, 58, ..., 551, 571), where it
+    gives `count` of them; else the nearest even spacing.
+    """
+    if steps < count:
+        raise UserError(f"{count} checkpoints do not fit into {steps} steps; lower `checkpoints` or train longer.")
+    every = math.ceil(steps / count)
+    paper = [*range(every, steps, every), steps]
+    return paper if len(paper) == count else [round(i * steps / count) for i in range(1, count + 1)]
+
+
+def read_rows(kept: Path, order: Path) -> tuple[dict[int, dict[str, Any]], np.ndarray, np.ndarray]:
+    """Kept rows by number; the order's rows; its epochs."""
+    rows = {row["row"]: row for row in pq.read_table(kept).to_pylist()}
+    table = pq.read_table(order)
+    ordered = table.column("row").to_numpy()
+    unknown = set(ordered.tolist()) - rows.keys()
+    if unknown:
+        raise UserError(f"{order} names row {min(unknown)}, which {kept} does not hold; they are not of one run.")
+    return rows, ordered, table.column("epoch").to_numpy()
+
+
+def schedule(recipe: SFTRecipe | GRPORecipe, rows: dict[int, dict], ordered: np.ndarray, epochs: np.ndarray) -> list[list[int]]:
+    """Rows of every optimizer step, in the materialised order: step i takes up where step i - 1 ended.
+
+    A run given in epochs ends with the last row of its last epoch, in a shorter step if need be.
+    """
+    wanted = recipe.steps
+    if isinstance(recipe, SFTRecipe) and recipe.epochs is not None:
+        ordered = ordered[epochs < recipe.epochs]
+        if recipe.epochs > epochs.max() + 1:
+            raise UserError(f"the question order holds {epochs.max() + 1} epochs, {recipe.epochs} are needed; raise order.epochs.")
+    if isinstance(recipe, SFTRecipe) and recipe.matching == "tokens":
+        steps = _by_tokens([rows[row]["tokens"] for row in ordered.tolist()], recipe.tokens_per_step)
+    else:
+        by_sequence = isinstance(recipe, SFTRecipe) and recipe.matching == "sequences"
+        size = recipe.sequences_per_step if by_sequence else recipe.questions_per_step
+        steps = [(start, min(start + size, len(ordered))) for start in range(0, len(ordered), size)]
+        if wanted is not None and steps and steps[-1][1] - steps[-1][0] < size:
+            steps.pop()  # a run given in steps has whole ones
+    if wanted is not None:
+        if len(steps) < wanted:
+            raise UserError(
+                f"the question order feeds {len(steps)} steps, {wanted} are needed; raise order.epochs or lower `steps`."
+            )
+        steps = steps[:wanted]
+    return [ordered[start:end].tolist() for start, end in steps]
+
+
+def _by_tokens(lengths: list[int], budget: int) -> list[tuple[int, int]]:
+    """Consecutive ranges whose tokens first reach `budget`; what is left at the end makes no step."""
+    ranges, start, total = [], 0, 0
+    for index, length in enumerate(lengths):
+        total += length
+        if total >= budget:
+            ranges.append((start, index + 1))
+            start, total = index + 1, 0
+    return ranges
+
+
+# ---------------------------------------------------------------- model and freezing
+
+
+def load_model(directory: Path, dtype: str):
+    """The base model in `dtype`, from safetensors; UserError for damaged weights."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            directory, dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{directory} does not load ({error}); delete that result and make it again.") from None
+
+
+def is_trainable(name: str, trainable: Trainable) -> bool:
+    """Whether the parameter of this name trains, by its dotted name in an OLMo-2-like model."""
+    parts = name.split(".")
+    if trainable.only:
+        return any(part in trainable.only for part in parts) or (trainable.also_lm_head and "lm_head" in parts)
+    if trainable.freeze_mlp_layers and "mlp" in parts:
+        return int(parts[parts.index("layers") + 1]) not in trainable.freeze_mlp_layers
+    return True
+
+
+def freeze(model, trainable: Trainable) -> None:
+    """Set requires_grad; UserError when a layer to be frozen does not exist or nothing is left to train."""
+    layers = model.config.num_hidden_layers
+    beyond = [layer for layer in trainable.freeze_mlp_layers if not 0 <= layer < layers]
+    if beyond:
+        raise UserError(f"trainable.freeze_mlp_layers names layer {beyond[0]}; the model has layers 0 to {layers - 1}.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trainable(name, trainable))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("`trainable` leaves nothing to train; check its names against the model's modules.")
+
+
+def check_frozen(base: Path, checkpoint: Path, trainable: Trainable) -> dict[str, list[str]]:
+    """Compare every tensor of the last checkpoint with the base: {trained, frozen, trained_but_equal} names.
+
+    Raises RuntimeError when a frozen tensor changed or no trained one did. In bfloat16 a small learning rate
+    leaves some trained tensors as they were, so these are reported, not refused.
+    """
+    groups: dict[str, list[str]] = {"trained": [], "frozen": [], "trained_but_equal": []}
+    with _tensors(base) as before, _tensors(checkpoint) as after:
+        for name in sorted(after):
+            old, new = before[name].get_tensor(name), after[name].get_tensor(name)
+            equal = old.shape == new.shape and torch.equal(old.to(new.dtype), new)
+            if not is_trainable(name, trainable):
+                if not equal:
+                    raise RuntimeError(f"{name} was frozen and changed all the same: the run is not what it says.")
+                groups["frozen"].append(name)
+            else:
+                groups["trained_but_equal" if equal else "trained"].append(name)
+    if not groups["trained"]:
+        raise RuntimeError("no trained tensor changed: the run did not train.")
+    return groups
+
+
+@contextlib.contextmanager
+def _tensors(directory: Path) -> Iterator[dict[str, Any]]:
+    """Open safetensors files of a model directory, keyed by tensor name."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(directory.glob("*.safetensors"))]
+        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no iterator)
+
+
+# ---------------------------------------------------------------- states and checkpoints
+
+
+def usable_state(state: Path) -> Path | None:
+    """The newest complete state, all its files checked; damaged ones are named, removed and passed over."""
+    found = sorted(state.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+    for path in found:
+        try:
+            files = json.loads((path / COMPLETE).read_text())
+            whole = all((path / n).stat().st_size == f["bytes"] and sha256_file(path / n) == f["sha256"] for n, f in files.items())
+        except (OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+            whole = False
+        if whole:
+            print(f"going on from {path.name}", flush=True)
+            return path
+        print(f"{path} is incomplete or damaged; going back to the one before", flush=True)
+        shutil.rmtree(path)
+    return None
+
+
+class Journal:
+    """Rows that belong to steps (questions asked, rollouts), on disk at once and cut back on resumption."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def cut(self, after: int) -> None:
+        """Forget rows of steps beyond `after`, and a torn last line."""
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    if json.loads(line)["step"] <= after:
+                        kept.append(line + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, "".join(kept))
+
+    def add(self, rows: list[dict]) -> None:
+        with open(self.path, "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def sync(self) -> None:
+        with open(self.path, "a") as file:
+            os.fsync(file.fileno())
+
+    def write_parquet(self, target: Path) -> None:
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        pq.write_table(pa.Table.from_pylist(rows), target, compression="zstd")
+
+
+class Keeper(TrainerCallback):
+    """Saves at the checkpoint steps, exports model-only checkpoints, marks states complete, shows progress."""
+
+    def __init__(self, out: Path, base: Path, steps: list[int], total: int, keep: int, journals: list[Journal]):
+        self.out, self.base, self.steps, self.total, self.keep = out, base, steps, total, keep
+        self.journals = journals
+        self.first: int | None = None
+        self.last = self.started = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **_):
+        self.first, self.started = state.global_step, time.monotonic()
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save = state.global_step in self.steps
+
+    def on_log(self, args, state, control, logs=None, **_):
+        done = state.global_step - self.first
+        if done and "loss" in (logs or {}) and (time.monotonic() - self.last >= 5 or state.global_step == self.total):
+            self.last = time.monotonic()
+            reward = f", reward {logs['reward']:.2f}" if "reward" in logs else ""
+            eta = (self.last - self.started) / done * (self.total - state.global_step)
+            print(
+                f"step {state.global_step}/{self.total}, loss {logs['loss']:.4f}{reward}, "
+                f"elapsed {progress.clock(self.last - self.started)}, ETA {progress.clock(eta)}",
+                flush=True,
+            )
+
+    def on_save(self, args, state, control, **_):
+        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._export(saved, state.global_step)
+        for journal in self.journals:
+            journal.sync()
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(saved.iterdir())}
+        write_atomically(saved / COMPLETE, json.dumps(files))
+        complete = sorted(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"), key=lambda p: p.stat().st_mtime_ns)
+        for old in complete[: -self.keep]:
+            shutil.rmtree(old.parent)
+
+    def _export(self, saved: Path, step: int) -> None:
+        """Model-only copy under checkpoints/, complete or absent."""
+        target = self.out / "checkpoints" / f"step-{step:06d}"
+        partial = target.with_name(f".{target.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in saved.iterdir():
+            if path.name.startswith("model") or path.name == "config.json":
+                shutil.copyfile(path, partial / path.name)
+        for path in self.base.iterdir():  # tokenizer, template and generation settings are the base's
+            if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
+                shutil.copyfile(path, partial / path.name)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full disk, however the libraries report it, into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
+        torn = "PytorchStreamWriter" in text or "unexpected pos" in text  # torch.save's words for a failed write
+        if full or (torn and shutil.disk_usage(out).free < 64 << 20):
+            raise UserError(
+                f"No space left on the disk of {out} while a checkpoint was written; free some and start again: "
+                "the run goes on from the checkpoint before."
+            ) from error
+        raise
+
+
+# ---------------------------------------------------------------- one run
+
+
+def common_arguments(recipe: OptimizerRecipe, settings: TrainSettings, out: Path, steps: int) -> dict[str, Any]:
+    """TrainingArguments of every method."""
+    return {
+        "output_dir": str(out / STATE),
+        "max_steps": steps,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": 0 if recipe.schedule == "constant" else math.ceil(recipe.warmup * steps),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch",
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "bf16": recipe.dtype == "bfloat16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "no",  # Keeper asks for saves
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def run(trainer, keeper: Keeper, out: Path, base: Path, trainable: Trainable, columns: dict[str, str]) -> None:
+    """Train to the end from the newest usable state, then write checkpoints.json, log.parquet and trained.json.
+
+    columns: names in the trainer's log -> names in log.parquet.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    state = usable_state(out / STATE)
+    at = int(state.name.rsplit("-", 1)[1]) if state else 0
+    for journal in keeper.journals:
+        journal.cut(at)
+    with disk_errors(out):
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
+    listing = [
+        {"index": index, "step": step, "path": f"checkpoints/step-{step:06d}"}
+        for index, step in enumerate(keeper.steps, start=1)
+    ]
+    expected = {Path(item["path"]).name for item in listing}
+    for path in (out / "checkpoints").iterdir():
+        if path.name not in expected:
+            shutil.rmtree(path)
+    rows = [
+        {"step": entry["step"], **{new: entry.get(old) for old, new in columns.items()}}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), out / "log.parquet", compression="zstd")
+    trained = check_frozen(base, out / listing[-1]["path"], trainable)
+    write_atomically(out / "trained.json", json.dumps(trained, indent=1) + "\n")
+    write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")

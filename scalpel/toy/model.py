@@ -1,0 +1,137 @@
+"""The toy base model: a byte-level BPE tokenizer and a small Olmo2ForCausalLM, trained from nothing.
+
+The tokenizer splits digits singly, as OLMo-2's does. Its role, think and answer tags are added tokens that
+are *not* special: TRL decodes completions without special tokens, and tags that vanish earn no reward. The
+constant system prompt is one added token, so that the toy's short context is not spent on it.
+"""
+
+import random
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalpel import progress
+from scalpel.chat import SYSTEM_PROMPT, TEMPLATE, render
+from scalpel.config import ToyModelRecipe
+from scalpel.errors import UserError
+
+END, PAD = "<|endoftext|>", "<|pad|>"
+TAGS = ("<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
+
+
+def train_tokenizer(texts, vocab_size: int):
+    """A PreTrainedTokenizerFast with the one chat template; `vocab_size` counts the added tokens too."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = (*TAGS, SYSTEM_PROMPT)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(added),
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def train_base(recipe: ToyModelRecipe, world: Path, out: Path, threads: int) -> None:
+    """Write out/model/ and out/pretraining_log.parquet (step, loss, learning_rate).
+
+    Bitwise repeatable for a given number of threads.
+    """
+    import numpy as np
+    import torch
+    from transformers import GenerationConfig, Olmo2Config, Olmo2ForCausalLM
+
+    torch.set_num_threads(threads)
+    stream = pq.read_table(world / "pretraining.parquet").to_pylist()
+    if not stream:
+        raise UserError(f"{world / 'pretraining.parquet'} is empty; raise world.pretraining_samples.")
+    parts = [part for row in stream for part in (row["question"], row["text"]) if part]
+    tokenizer = train_tokenizer(parts, recipe.vocab_size)
+    texts = [_text(tokenizer, row) for row in stream]
+    documents = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    config = Olmo2Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=recipe.max_position,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(recipe.seed)
+    model = Olmo2ForCausalLM(config).float().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    warmup = max(1, recipe.steps // 20)
+    log = []
+    started = last = time.monotonic()
+    for step, batch in enumerate(_batches(documents, recipe), start=1):
+        rate = recipe.learning_rate * min(step / warmup, 1 - (step - 1) / recipe.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids = torch.from_numpy(np.asarray(batch))
+        logits = model(input_ids=ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        log.append({"step": step, "loss": loss.item(), "learning_rate": rate})
+        if time.monotonic() - last >= 5 or step == recipe.steps:
+            progress.line("base model: step", step, recipe.steps, started, f", loss {loss.item():.3f}")
+            last = time.monotonic()
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.eval().save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    pq.write_table(pa.Table.from_pylist(log), out / "pretraining_log.parquet", compression="zstd")
+
+
+def _text(tokenizer, row: dict) -> str:
+    if row["question"] is None:
+        return END + row["text"] + END
+    return render(tokenizer, row["question"], row["text"])
+
+
+def _batches(documents: list[list[int]], recipe: ToyModelRecipe):
+    """`steps` batches of packed documents, (batch_size, sequence_length + 1) token ids; seeded order."""
+    rng = random.Random(recipe.seed)
+    length = recipe.sequence_length + 1
+    buffer: list[int] = []
+
+    def sequences():
+        while True:
+            for index in rng.sample(range(len(documents)), len(documents)):
+                buffer.extend(documents[index])
+                while len(buffer) >= length:
+                    yield buffer[:length]
+                    del buffer[: length - 1]
+
+    source = sequences()
+    for _ in range(recipe.steps):
+        yield [next(source) for _ in range(recipe.batch_size)]
