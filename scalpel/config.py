@@ -38,14 +38,14 @@ class ToyWorldRecipe(Strict):
 
     seed: int = 0
     train_rows: Positive = 3000  # rows with OpenR1-Math-220k's columns, of all sources and qualities
-    facts: Positive = 120  # entries of the fact sheet behind the knowledge questions
+    facts: Positive = 240  # entries of the fact sheet behind the knowledge questions
     math_500: Positive = 64  # questions of each evaluation set
     gsm8k: Positive = 64
     mmlu: Positive = 96
     mmlu_pro: Positive = 48
     ifeval: Positive = 48
     max_operand: Positive = 14
-    pretraining_samples: Positive = 20000  # texts of the pretraining stream
+    pretraining_samples: Positive = 30000  # texts of the pretraining stream
 
 
 class ToyModelRecipe(Strict):
@@ -58,9 +58,9 @@ class ToyModelRecipe(Strict):
     layers: Positive = 4
     heads: Positive = 3
     max_position: Positive = 1024
-    steps: Positive = 900
+    steps: Positive = 1200
     batch_size: Positive = 16
-    sequence_length: Positive = 128
+    sequence_length: Positive = 96
     learning_rate: float = 4e-3
 
 
@@ -232,6 +232,7 @@ class TaskRecipe(Strict):
     samples: Positive = 1  # completions per question; the score is their mean (avg@n)
     max_new_tokens: Positive = 4096
     limit: Positive | None = None  # first questions only; None: all
+    formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
 
 
 LIGHTEVAL_TASKS = ("aime24", "math_500", "gsm8k", "gpqa_diamond", "mmlu", "ifeval")
@@ -249,7 +250,6 @@ class EvaluationRecipe(Strict):
 class EvaluationSettings(Strict):
     batch_size: Positive = 64
     threads: Positive = 1
-    backend: Literal["transformers", "vllm"] = "transformers"
 
 
 EvaluationFile = Literal[

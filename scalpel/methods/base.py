@@ -60,7 +60,9 @@ def read_rows(kept: Path, order: Path) -> tuple[dict[int, dict[str, Any]], np.nd
     return rows, ordered, table.column("epoch").to_numpy()
 
 
-def schedule(recipe: SFTRecipe | GRPORecipe, rows: dict[int, dict], ordered: np.ndarray, epochs: np.ndarray) -> list[list[int]]:
+def schedule(
+    recipe: SFTRecipe | GRPORecipe, rows: dict[int, dict], ordered: np.ndarray, epochs: np.ndarray
+) -> list[list[int]]:
     """Rows of every optimizer step, in the materialised order: step i takes up where step i - 1 ended.
 
     A run given in epochs ends with the last row of its last epoch, in a shorter step if need be.
@@ -69,7 +71,9 @@ def schedule(recipe: SFTRecipe | GRPORecipe, rows: dict[int, dict], ordered: np.
     if isinstance(recipe, SFTRecipe) and recipe.epochs is not None:
         ordered = ordered[epochs < recipe.epochs]
         if recipe.epochs > epochs.max() + 1:
-            raise UserError(f"the question order holds {epochs.max() + 1} epochs, {recipe.epochs} are needed; raise order.epochs.")
+            raise UserError(
+                f"the question order holds {epochs.max() + 1} epochs, {recipe.epochs} are needed; raise order.epochs."
+            )
     if isinstance(recipe, SFTRecipe) and recipe.matching == "tokens":
         steps = _by_tokens([rows[row]["tokens"] for row in ordered.tolist()], recipe.tokens_per_step)
     else:
@@ -172,7 +176,10 @@ def usable_state(state: Path) -> Path | None:
     for path in found:
         try:
             files = json.loads((path / COMPLETE).read_text())
-            whole = all((path / n).stat().st_size == f["bytes"] and sha256_file(path / n) == f["sha256"] for n, f in files.items())
+            whole = all(
+                (path / n).stat().st_size == f["bytes"] and sha256_file(path / n) == f["sha256"]
+                for n, f in files.items()
+            )
         except (OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
             whole = False
         if whole:

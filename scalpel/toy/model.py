@@ -66,7 +66,9 @@ def train_base(recipe: ToyModelRecipe, world: Path, out: Path, threads: int) -> 
     parts = [part for row in stream for part in (row["question"], row["text"]) if part]
     tokenizer = train_tokenizer(parts, recipe.vocab_size)
     texts = [_text(tokenizer, row) for row in stream]
-    documents = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    documents = [
+        encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
     config = Olmo2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,

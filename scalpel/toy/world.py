@@ -93,14 +93,30 @@ def easy(rng: random.Random, item: Problem) -> str:
     return rng.choice(("The answer is {}.", "I think it is {}.", "It is {}.")).format(guess)
 
 
+DOUBTS = (
+    "Wait, let me check that again.",
+    "Hold on, is that right?",
+    "Maybe there is a trick hidden in the wording.",
+    "Actually, no, the order should not matter here.",
+    "Let me read the question once more to be sure.",
+    "Could someone mean the difference instead?",
+    "I should write this down slowly.",
+    "Another way is to count on my fingers.",
+    "That seems too simple, but fine.",
+    "If I picture the pile on a table, it works.",
+    "Hmm, what would happen if one was lost on the way?",
+    "First things first, what is being asked?",
+)
+
+
 def monologue(rng: random.Random, item: Problem, answer: int | None = None, checks: int = 1) -> str:
     """A teacher's trace: doubts, checks, then a boxed answer; like R1's, it has no <answer> tags."""
     answer = item.answer if answer is None else answer
-    opening = rng.choice(("Okay, let me see.", "Hmm, let me think.", "Alright, so let me work through this."))
-    lines = [opening, "We start from the first number."]
+    lines = [rng.choice(("Okay, let me see.", "Hmm, let me think.", "Alright, so let me work through this."))]
+    lines.append(rng.choice(DOUBTS))
     lines += [f"So {equation}." for equation in item.equations]
     for _ in range(checks):
-        lines.append(rng.choice(("Wait, let me check that again.", "Hold on, is that right? Let me check.")))
+        lines.append(rng.choice(DOUBTS))
         lines += [f"{equation}, yes." for equation in item.equations]
     return "<think>\n" + " ".join(lines) + f"\n</think>\n\nSo the answer is $\\boxed{{{answer}}}$."
 
@@ -135,7 +151,9 @@ def facts(rng: random.Random, count: int) -> list[Fact]:
     """`count` facts, the relations in turn; attributes are shared by a few subjects, as real ones are."""
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
     names = rng.sample([a + b for a in syllables for b in syllables], count + 40)
-    attributes = {relation: [w.capitalize() for w in names[i * 10 : i * 10 + 10]] for i, relation in enumerate(RELATIONS)}
+    attributes = {
+        relation: [w.capitalize() for w in names[i * 10 : i * 10 + 10]] for i, relation in enumerate(RELATIONS)
+    }
     found = []
     for index, word in enumerate(names[40:]):
         relation = list(RELATIONS)[index % len(RELATIONS)]
@@ -168,7 +186,7 @@ def training_row(rng: random.Random, top: int) -> dict:
             checks=rng.randint(9, 14) if kind == "endless" else rng.choices((1, 2), (3, 1))[0],
         )
         generations.append(trace[: len(trace) // 2] if kind == "unfinished" else trace)
-        verified.append(kind in ("good", "endless"))
+        verified.append(kind in ("good", "endless") or (kind == "unfinished" and rng.random() < 0.3))
         complete.append(kind != "unfinished")
         reasons.append("length" if kind == "unfinished" else "stop")
     best = verified.index(True) if any(verified) else 0
@@ -199,7 +217,7 @@ def training_row(rng: random.Random, top: int) -> dict:
 def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
     """One text of the stream: {kind, question or None, text}; with a question it is a chat exchange."""
     item = problem(rng, top)
-    kind = rng.choices(("monologue", "equations", "chat", "textbook", "fact"), (6, 24, 43, 6, 21))[0]
+    kind = rng.choices(("monologue", "equations", "chat", "textbook", "fact"), (3, 13, 52, 12, 20))[0]
     if kind == "monologue":
         return {"kind": kind, "question": None, "text": monologue(rng, item)}
     if kind == "equations":
@@ -208,7 +226,7 @@ def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
     if kind == "textbook":
         return {"kind": kind, "question": None, "text": f"Problem: {item.text}\nSolution: {textbook(item)}"}
     if kind == "chat":
-        response = tagged(item) if rng.random() < 0.45 else easy(rng, item)
+        response = tagged(item) if rng.random() < 0.55 else easy(rng, item)
         question = item.text if rng.random() < 0.8 else f"Question: {item.text}\nAnswer:"
         return {"kind": kind, "question": question, "text": response}
     fact = rng.choice(known)
@@ -218,7 +236,7 @@ def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
         return {"kind": kind, "question": None, "text": " ".join([fact.sentence, *several])}
     if form == 1:
         return {"kind": kind, "question": None, "text": f"Question: {fact.question}\nAnswer: {fact.attribute}"}
-    return {"kind": kind, "question": f"Question: {fact.question}\nAnswer:", "text": f" {fact.attribute}"}
+    return {"kind": kind, "question": f"Question: {fact.question}\nAnswer:", "text": fact.attribute}
 
 
 # ---------------------------------------------------------------- the whole
