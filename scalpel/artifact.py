@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -436,6 +437,8 @@ def run_stage(produce: Callable[[Job], None], resumable: bool = False) -> None:
         with producing(directory, resumable) as job:
             os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, to each other
             if job.stage != "fetch":
                 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
             print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)

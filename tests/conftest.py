@@ -20,3 +20,26 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip(f"real data is absent: {data}; set SCALPEL_SHARED to the folder that holds data/")
     return data
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> Path:
+    """A directory with world/ and base/ of tests/tiny.py, made once."""
+    from tests.tiny import make_tiny_base
+
+    directory = tmp_path_factory.mktemp("tiny")
+    make_tiny_base(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_world) -> Path:
+    return tiny_world / "base" / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_base, tmp_path_factory) -> tuple[Path, Path]:
+    """(kept.parquet, order.parquet): 14 rows, three epochs."""
+    from tests.tiny import make_tiny_data
+
+    return make_tiny_data(tmp_path_factory.mktemp("data"), tiny_base)

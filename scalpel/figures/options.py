@@ -22,9 +22,9 @@ class FigureOptions(Strict):
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
     palette: Literal["okabe_ito", "tol_bright"] = "okabe_ito"  # both colour-blind safe
     runs: tuple[str, ...] = ()  # runs shown, in this order; empty: those of the paper's figure
-    labels: dict[str, str] = {}  # run -> name in the legend
-    log_y: bool = False  # logarithmic value axis, in figures over steps or layers
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8  # weight of the past in smoothed training curves
+    labels: dict[str, str] = Field({})  # run -> name in the legend
+    log_y: bool = False  # logarithmic value axis; of curves (rewards, loss, KL, norms), never of bars
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in the curves of rewards and loss
 
 
 def options(raw: dict[str, Any], where: str) -> FigureOptions:

@@ -137,11 +137,12 @@ def freeze(model, trainable: Trainable) -> None:
         raise UserError("`trainable` leaves nothing to train; check its names against the model's modules.")
 
 
-def check_frozen(base: Path, checkpoint: Path, trainable: Trainable) -> dict[str, list[str]]:
+def check_frozen(base: Path, checkpoint: Path, trainable: Trainable, had_gradient: bool) -> dict[str, list[str]]:
     """Compare every tensor of the last checkpoint with the base: {trained, frozen, trained_but_equal} names.
 
-    Raises RuntimeError when a frozen tensor changed or no trained one did. In bfloat16 a small learning rate
-    leaves some trained tensors as they were, so these are reported, not refused.
+    Raises RuntimeError when a frozen tensor changed, or when no trained one did although some step had a
+    gradient. In bfloat16 a small learning rate leaves some trained tensors as they were, so these are
+    reported, not refused; a GRPO run whose rewards never differ within a group rightly changes nothing.
     """
     groups: dict[str, list[str]] = {"trained": [], "frozen": [], "trained_but_equal": []}
     with _tensors(base) as before, _tensors(checkpoint) as after:
@@ -154,7 +155,7 @@ def check_frozen(base: Path, checkpoint: Path, trainable: Trainable) -> dict[str
                 groups["frozen"].append(name)
             else:
                 groups["trained_but_equal" if equal else "trained"].append(name)
-    if not groups["trained"]:
+    if not groups["trained"] and had_gradient:
         raise RuntimeError("no trained tensor changed: the run did not train.")
     return groups
 
@@ -348,6 +349,11 @@ def run(trainer, keeper: Keeper, out: Path, base: Path, trainable: Trainable, co
         if "loss" in entry
     ]
     pq.write_table(pa.Table.from_pylist(rows), out / "log.parquet", compression="zstd")
-    trained = check_frozen(base, out / listing[-1]["path"], trainable)
+    had_gradient = any(row["grad_norm"] for row in rows)
+    if not had_gradient:
+        print(
+            "warning: no step had a gradient (all rewards of each group were equal); the model is the base", flush=True
+        )
+    trained = check_frozen(base, out / listing[-1]["path"], trainable, had_gradient)
     write_atomically(out / "trained.json", json.dumps(trained, indent=1) + "\n")
     write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")

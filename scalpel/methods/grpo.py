@@ -59,6 +59,7 @@ class JournalingGRPOTrainer(GRPOTrainer):
                     "completion": completion[0]["content"],
                     "accuracy_reward": None if accuracy != accuracy else accuracy,  # NaN: the gold has no answer
                     "format_reward": form,
+                    "completion_ids": list(ids),
                     "completion_length": len(ids),
                 }
                 for example, completion, ids, (accuracy, form) in zip(

@@ -1,0 +1,307 @@
+"""Training: exact resumption, the same questions at the same steps, freezing, and losses against references."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scalpel.artifact import sha256_file
+from scalpel.chat import load_tokenizer, render, token_ids
+from scalpel.config import GRPORecipe, SFTRecipe, Trainable, TrainSettings
+from scalpel.errors import UserError
+from scalpel.methods import base, train
+from scalpel.methods.rewards import well_formed
+from scalpel.methods.sft import micro_batches
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = TrainSettings(sequences_per_device=4)
+SFT = SFTRecipe(learning_rate=1e-3, sequences_per_step=4, epochs=2, checkpoints=3, max_tokens=400)
+GRPO = GRPORecipe(
+    learning_rate=1e-3,
+    questions_per_step=4,
+    generations=4,
+    steps=6,
+    checkpoints=3,
+    max_completion_tokens=16,
+    temperature=1.0,
+)
+
+CHILD = """
+import sys
+from pathlib import Path
+from scalpel.config import GRPORecipe, SFTRecipe, TrainSettings
+from scalpel.methods import train
+kind, recipe, model, kept, order, out = sys.argv[1:]
+recipe = {"sft": SFTRecipe, "grpo": GRPORecipe}[kind].model_validate_json(recipe)
+train(recipe, Path(model), Path(kept), Path(order), Path(out), TrainSettings(sequences_per_device=4))
+"""
+
+
+def files(out: Path) -> dict[str, str]:
+    """sha256 of everything a run leaves, its state aside."""
+    return {
+        str(p.relative_to(out)): sha256_file(p)
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.relative_to(out).parts[0] != "state"
+    }
+
+
+def start(recipe, model, data, out) -> subprocess.Popen:
+    arguments = [recipe.method, recipe.model_dump_json(), str(model), str(data[0]), str(data[1]), str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tiny_data, tmp_path_factory) -> dict[str, Path]:
+    """One uninterrupted run of each method, in processes of their own as the workflow makes them."""
+    outs = {recipe.method: tmp_path_factory.mktemp(recipe.method) for recipe in (SFT, GRPO)}
+    for recipe in (SFT, GRPO):
+        assert start(recipe, tiny_base, tiny_data, outs[recipe.method]).wait() == 0
+    return outs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [SFT, GRPO], ids=lambda r: r.method)
+def test_killed_at_any_moment_ends_bitwise_equal(recipe, finished, tiny_base, tiny_data, tmp_path):
+    """kill -9 right after a state, between states, and while a state is written; both runs span epochs."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for extra in (0.0, 0.15):
+        child = start(recipe, tiny_base, tiny_data, out)
+        before = set(out.glob(f"state/checkpoint-*/{base.COMPLETE}"))
+        while child.poll() is None and set(out.glob(f"state/checkpoint-*/{base.COMPLETE}")) <= before:
+            time.sleep(0.005)
+        time.sleep(extra)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    states = sorted(out.glob("state/checkpoint-*"))
+    assert states
+    newest = max(states, key=lambda p: int(p.name.split("-")[1]))
+    with open(newest / "optimizer.pt", "r+b") as file:  # and the newest state torn
+        file.truncate(100)
+    assert start(recipe, tiny_base, tiny_data, out).wait() == 0
+    assert files(out) == files(finished[recipe.method])
+    assert start(recipe, tiny_base, tiny_data, out).wait() == 0, "a finished run that is started again"
+    assert files(out) == files(finished[recipe.method])
+
+
+def test_checkpoint_steps():
+    assert base.checkpoint_steps(571, 20) == [*range(29, 552, 29), 571]  # the paper's GRPO run
+    assert base.checkpoint_steps(462, 20) == [*range(24, 457, 24), 462]  # and its SFT run
+    for steps in (20, 21, 84, 100, 110, 599):
+        found = base.checkpoint_steps(steps, 20)
+        assert len(set(found)) == 20 and found[-1] == steps and found == sorted(found)
+    with pytest.raises(UserError, match="do not fit"):
+        base.checkpoint_steps(19, 20)
+
+
+def test_layout(finished):
+    for method, out in finished.items():
+        listing = json.loads((out / "checkpoints.json").read_text())
+        assert [item["index"] for item in listing] == [1, 2, 3]
+        for item in listing:
+            load_tokenizer(out / item["path"])
+            assert (out / item["path"] / "model.safetensors").is_file()
+        log = pq.read_table(out / "log.parquet")
+        assert log.column("step").to_pylist() == list(range(1, listing[-1]["step"] + 1)), method
+        assert not {"loss", "grad_norm", "entropy"} - set(log.column_names)
+
+
+def test_same_questions_at_the_same_steps(finished, tiny_base, tiny_data, tmp_path):
+    matched = SFT.model_copy(update={"matching": "questions", "questions_per_step": 4, "epochs": None, "steps": 6})
+    train(matched, tiny_base, *tiny_data, tmp_path, SETTINGS)
+
+    def asked(out: Path) -> list[tuple[int, int]]:
+        rows = pq.read_table(out / "questions.parquet").to_pylist()
+        return [(row["step"], row["row"]) for row in rows]
+
+    assert asked(tmp_path) == asked(finished["grpo"])
+    ordered = pq.read_table(tiny_data[1]).column("row").to_pylist()
+    assert [row for _, row in asked(tmp_path)] == ordered[:24]  # crosses into the second epoch of 14 rows
+
+
+def test_every_row_of_every_epoch_is_trained_on(finished, tiny_data):
+    rows = pq.read_table(finished["sft"] / "questions.parquet").column("row").to_pylist()
+    assert rows == pq.read_table(tiny_data[1]).column("row").to_pylist()[:28]
+
+
+def test_matching_by_tokens_fills_each_step(tiny_data):
+    rows, ordered, epochs = base.read_rows(*tiny_data)
+    recipe = SFT.model_copy(update={"matching": "tokens", "tokens_per_step": 500, "epochs": None, "steps": 3})
+    for step in base.schedule(recipe, rows, ordered, epochs):
+        tokens = [rows[row]["tokens"] for row in step]
+        assert sum(tokens) >= 500 > sum(tokens[:-1])
+
+
+def test_short_order_is_refused(tiny_data):
+    rows, ordered, epochs = base.read_rows(*tiny_data)
+    with pytest.raises(UserError, match=r"raise order\.epochs"):
+        base.schedule(GRPO.model_copy(update={"steps": 50}), rows, ordered, epochs)
+    with pytest.raises(UserError, match=r"raise order\.epochs"):
+        base.schedule(SFT.model_copy(update={"epochs": 9}), rows, ordered, epochs)
+
+
+def test_micro_batches_cover_each_step_once():
+    batches, accumulation = micro_batches([[7] * 5, [8] * 5, [9] * 3], 2)
+    assert accumulation == 3 and len(batches) == 9
+    assert [p for batch in batches for p in batch] == list(range(13))
+
+
+@pytest.mark.parametrize("trainable", [Trainable(only=("q_proj", "k_proj")), Trainable(freeze_mlp_layers=(1,))])
+def test_frozen_parameters_do_not_change(trainable, tiny_base, tiny_data, tmp_path):
+    train(SFT.model_copy(update={"trainable": trainable}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+    before = load_file(tiny_base / "model.safetensors")
+    after = load_file(sorted(tmp_path.glob("checkpoints/*"))[-1] / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    if trainable.only:
+        assert changed and all(name.split(".")[-2] in ("q_proj", "k_proj") for name in changed)
+    else:
+        assert not any(".layers.1.mlp." in name for name in changed)
+        assert any(".layers.0.mlp." in name for name in changed)
+
+
+def test_frozen_check_can_fail(tiny_base, finished):
+    last = sorted(finished["sft"].glob("checkpoints/*"))[-1]
+    with pytest.raises(RuntimeError, match="was frozen and changed"):
+        base.check_frozen(tiny_base, last, Trainable(only=("q_proj",)), had_gradient=True)
+    with pytest.raises(RuntimeError, match="did not train"):
+        base.check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=True)
+    assert not base.check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=False)["trained"]
+
+
+def test_absent_layer_is_refused(tiny_base, tiny_data, tmp_path):
+    recipe = SFT.model_copy(update={"trainable": Trainable(freeze_mlp_layers=(7,))})
+    with pytest.raises(UserError, match="the model has layers 0 to 1"):
+        train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
+
+
+def test_first_sft_step_against_plain_pytorch(finished, tiny_base, tiny_data):
+    """Loss and gradient norm of the step equal the token mean over the whole batch, in float64."""
+    from transformers import AutoModelForCausalLM
+
+    rows, ordered, _ = base.read_rows(*tiny_data)
+    tokenizer = load_tokenizer(tiny_base)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in ordered[:4].tolist():
+        ids = torch.tensor([token_ids(tokenizer, rows[row]["problem"], rows[row]["trace"])])
+        logits = model(input_ids=ids).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        count += ids.shape[1] - 1
+    (total / count).backward()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+    first = pq.read_table(finished["sft"] / "log.parquet").to_pylist()[0]
+    assert first["loss"] == pytest.approx((total / count).item(), rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_accumulation_changes_nothing(finished, tiny_base, tiny_data, tmp_path):
+    train(SFT, tiny_base, *tiny_data, tmp_path, TrainSettings(sequences_per_device=2))
+    for mine, theirs in zip(
+        pq.read_table(tmp_path / "log.parquet").to_pylist(),
+        pq.read_table(finished["sft"] / "log.parquet").to_pylist(),
+        strict=True,
+    ):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
+def test_first_grpo_gradient_against_brute_force(finished, tiny_base):
+    """dr_grpo: -sum over tokens of advantage x log-probability ratio (1), over completions x max length; its
+    gradient norm from the recorded rollouts alone, in float64."""
+    from transformers import AutoModelForCausalLM
+
+    log = pq.read_table(finished["grpo"] / "log.parquet").to_pylist()
+    first = next(row for row in log if row["grad_norm"])  # until then the model is the base
+    rollouts = pq.read_table(finished["grpo"] / "rollouts.parquet").to_pylist()
+    rollouts = [rollout for rollout in rollouts if rollout["step"] == first["step"]]
+    assert len(rollouts) == 16
+    tokenizer = load_tokenizer(tiny_base)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
+    rewards = torch.tensor([r["accuracy_reward"] + 0.2 * r["format_reward"] for r in rollouts], dtype=torch.float64)
+    advantages = (rewards.view(-1, 4) - rewards.view(-1, 4).mean(1, keepdim=True)).flatten()
+    assert first["reward"] == pytest.approx(rewards.mean().item(), abs=1e-6)
+    loss = torch.zeros((), dtype=torch.float64)
+    for rollout, advantage in zip(rollouts, advantages, strict=True):
+        prompt = token_ids(tokenizer, rollout["prompt"])
+        completion = rollout["completion_ids"]
+        if completion[-1] != tokenizer.eos_token_id:
+            continue  # truncated completions are masked
+        ids = torch.tensor([prompt + completion])
+        logits = torch.log_softmax(model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / GRPO.temperature, -1)
+        loss = loss - (logits.gather(1, torch.tensor(completion)[:, None]).sum() * advantage)
+    loss = loss / (len(rollouts) * GRPO.max_completion_tokens)
+    loss.backward()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters())).item()
+    assert norm > 0 and first["grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+
+def test_trainers_feed_the_ids_of_the_chat_template(tiny_base, tiny_data, monkeypatch, tmp_path):
+    """What reaches the model under SFT and GRPO is token_ids, position by position."""
+    from scalpel.methods import grpo, sft
+
+    rows, ordered, _ = base.read_rows(*tiny_data)
+    tokenizer = load_tokenizer(tiny_base)
+    seen: dict[str, list] = {"sft": [], "grpo": []}
+    original_loss, original_generate = sft.SFTTrainer.compute_loss, grpo.GRPOTrainer._generate_single_turn
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        seen["sft"] += [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths, strict=True)]
+        return original_loss(self, model, inputs, *args, **kwargs)
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        seen["grpo"] += [list(ids) for ids in prompt_ids]
+        return original_generate(self, prompt_ids, *args, **kwargs)
+
+    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(grpo.GRPOTrainer, "_generate_single_turn", generate)
+    train(SFT, tiny_base, *tiny_data, tmp_path / "sft", SETTINGS)
+    train(GRPO, tiny_base, *tiny_data, tmp_path / "grpo", SETTINGS)
+    wanted = [rows[row] for row in ordered.tolist()]
+    assert seen["sft"] == [token_ids(tokenizer, r["problem"], r["trace"]) for r in wanted[:28]]
+    assert seen["grpo"][::4] == [token_ids(tokenizer, r["problem"]) for r in wanted[:24]]
+    assert all(len(ids) == r["tokens"] for ids, r in zip(seen["sft"], wanted, strict=False))
+
+
+def test_row_over_the_cap_is_refused_by_name(tiny_base, tiny_data, tmp_path):
+    with pytest.raises(UserError, match=r"row \d+ \(u\d+\) has \d+ tokens, more than max_tokens 20"):
+        train(SFT.model_copy(update={"max_tokens": 20}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+
+
+def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, tiny_data, tmp_path, monkeypatch):
+    import shutil
+
+    copy, calls = shutil.copyfile, []
+
+    def full(source, target, *args, **kwargs):
+        if str(target).endswith("model.safetensors"):
+            calls.append(target)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device", str(target))
+        return copy(source, target, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UserError, match="No space left on the disk"):
+        train(SFT, tiny_base, *tiny_data, tmp_path, SETTINGS)
+    assert [p.name for p in tmp_path.glob("checkpoints/*")] and base.usable_state(tmp_path / "state") is not None
+    assert not (tmp_path / "checkpoints.json").exists()
+
+
+def test_format_reward_wants_the_whole_completion():
+    good = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
+    assert well_formed([good, good + " and more", "x" + good, good.replace("\n<answer>", " <answer>")]) == [1, 0, 0, 0]
+
+
+def test_prompt_is_the_rendered_conversation(tiny_base):
+    tokenizer = load_tokenizer(tiny_base)
+    assert render(tokenizer, "q").endswith("<|user|>q\n<|assistant|>\n")
