@@ -209,13 +209,13 @@ class Plan:
     def _draw(self, study_name: str) -> None:
         study = self.config.studies[study_name]
         for name, options in study.figures.items():
-            roles = figures.needs(name, list(study.runs))
+            valid = figures.options(options, f"{study_name}.yaml: figures.{name}")
+            roles = figures.needs(name, list(study.runs), valid.runs)
             missing = [role for role in roles if role not in self.results]
             if missing:
                 raise UserError(
                     f"{study_name}.yaml: figure {name!r} needs {missing[0]}, which no run of the study makes."
                 )
-            valid = figures.options(options, f"{study_name}.yaml: figures.{name}")
             recipe = {"options": valid.model_dump(mode="json")}
             inputs = {role: self.results[role] for role in roles}
             self.drawings[study_name, name] = Drawing(study_name, name, recipe, inputs)

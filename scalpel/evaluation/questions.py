@@ -114,17 +114,15 @@ def _mmlu(row: dict, where: str) -> dict:
 
 
 def _mmlu_pro(row: dict, where: str) -> dict:
-    _need(row, ("question", "options", "answer", "answer_index", "category"), where)
+    _need(row, ("question", "options", "answer", "category"), where)
     letters = "ABCDEFGHIJ"[: len(row["options"])]
     if not 2 <= len(row["options"]) <= 10 or row["answer"] not in letters:
         raise UserError(
             f"{where}: the answer {row['answer']!r} is not the letter of one of its {len(letters)} options."
         )
-    if letters.index(row["answer"]) != row["answer_index"]:
-        raise UserError(f"{where}: answer {row['answer']!r} and answer_index {row['answer_index']} disagree.")
-    return {key: row[key] for key in ("question", "options", "answer", "answer_index", "category")} | {
-        "question_id": row.get("question_id", 0)
-    }
+    # The letter counts, as in lm-eval's task; a few public rows hold another index beside it.
+    kept = {key: row[key] for key in ("question", "options", "answer", "category")}
+    return kept | {"answer_index": letters.index(row["answer"]), "question_id": row.get("question_id", 0)}
 
 
 def _gpqa(row: dict, where: str) -> dict:
@@ -144,7 +142,7 @@ def _ifeval(row: dict, where: str) -> dict:
         raise UserError(f"{where}: kwargs__json is not valid JSON; mend or remove the row.") from None
     if len(arguments) != len(row["instruction_id_list"]):
         raise UserError(
-            f"{where}: {len(row['instruction_id_list'])} instructions and {len(arguments)} sets of arguments; they must agree."
+            f"{where}: {len(row['instruction_id_list'])} instructions but {len(arguments)} sets of arguments; mend the row."
         )
     return {key: row[key] for key in ("prompt", "instruction_id_list", "kwargs__json")}
 

@@ -85,7 +85,7 @@ def schedule(
     if wanted is not None:
         if len(steps) < wanted:
             raise UserError(
-                f"the question order feeds {len(steps)} steps, {wanted} are needed; raise order.epochs or lower `steps`."
+                f"the question order feeds {len(steps)} steps, not {wanted}; raise order.epochs or lower `steps`."
             )
         steps = steps[:wanted]
     return [ordered[start:end].tolist() for start, end in steps]

@@ -1,11 +1,15 @@
 # Figures keep stable names; editing one figure's file or options draws that one again.
 
 
+def figure_code(figure):
+    shared = ["style", "results", "norms"] if figure.startswith("norms") else ["style", "results"]
+    return [f"{workflow.basedir}/scalpel/figures/{module}.py" for module in [figure, *shared]]
+
+
 rule figure:
     input:
         lambda w: plan.drawings[w.study, w.figure].manifests,
-        f"{workflow.basedir}/scalpel/figures/style.py",
-        f"{workflow.basedir}/scalpel/figures/{{figure}}.py",
+        lambda w: figure_code(w.figure),
     output:
         multiext("results/figures/{study}/{figure}", ".pdf", ".png", ".svg"),
     log:

@@ -9,8 +9,10 @@ rule report:
             for study, figure in plan.drawings
             if study == w.study and figure != "report"
         ],
-        f"{workflow.basedir}/scalpel/report/build.py",
-        f"{workflow.basedir}/scalpel/report/claims.py",
+        expand(
+            f"{workflow.basedir}/scalpel/{{module}}.py",
+            module=["report/build", "report/claims", "report/evidence", "figures/results"],
+        ),
     output:
         "results/report/{study}/index.html",
     log:

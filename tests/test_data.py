@@ -1,0 +1,233 @@
+"""Filter and order: every row is accounted for, by the first reason that applies."""
+
+import csv
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalpel.chat import load_tokenizer, token_ids
+from scalpel.config import FilterRecipe, OrderRecipe
+from scalpel.data.answers import Grader
+from scalpel.data.filter import Overlap, choose_trace, filter_rows
+from scalpel.data.order import write_order
+from scalpel.data.sources import last_boxed, open_rows
+from scalpel.errors import UserError
+
+RECIPE = FilterRecipe(max_tokens=230, decontamination_ngram=6)
+
+
+def row(problem="Tom has 2 pens and gets 3 more. How many now?", **changes):
+    return {
+        "uuid": "u",
+        "problem": problem,
+        "answer": "5",
+        "source": "cn_k12",
+        "generations": ["<think>\n2 + 3 = 5\n</think>\n\\boxed{5}"],
+        "correctness_math_verify": [True],
+        "is_reasoning_complete": [True],
+    } | changes
+
+
+def run(tmp_path, tiny_base, rows, recipe=RECIPE, questions=("What is the capital of nowhere at all?",), **source):
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"question": list(questions)}), tmp_path / "questions.parquet")
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    opened = open_rows([tmp_path / "rows.parquet"], source.get("columns", {}), source.get("constants", {}), None)
+    filter_rows(opened, recipe, tiny_base, tmp_path / "questions.parquet", out)
+    with open(out / "drops.csv") as file:
+        drops = {line["reason"]: int(line["rows"]) for line in csv.DictReader(file)}
+    return pq.read_table(out / "kept.parquet").to_pylist(), drops
+
+
+def test_every_reason_and_a_table_that_adds_up(tiny_base, tmp_path):
+    rows = [
+        row(),
+        row(source="olympiads"),
+        row("b", correctness_math_verify=[False]),
+        row("c", correctness_math_verify=None),
+        row("d", is_reasoning_complete=[False]),
+        row("tom has 2 pens   and gets 3 more. how many NOW?"),
+        row("Hello: what is the capital of nowhere, at all?"),
+        row("Is this it?"),
+        row("e", answer=""),
+        row("f", generations=["long " * 400]),
+    ]
+    recipe = RECIPE.model_copy(update={"unparsable_answer": "drop"})
+    kept, drops = run(tmp_path, tiny_base, rows, recipe, ("What is the capital of nowhere at all?", "is this IT"))
+    assert [item["row"] for item in kept] == [0]
+    assert drops == {
+        "other_source": 1,
+        "no_verified_trace": 2,
+        "incomplete_trace": 1,
+        "duplicate": 1,
+        "evaluation_overlap": 2,
+        "unparsable_answer": 1,
+        "prompt_too_long": 0,
+        "too_long": 1,
+        "kept": 1,
+        "read": 10,
+    }
+    assert sum(count for reason, count in drops.items() if reason != "read") == drops["read"]
+    dropped = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+    assert [item["row"] for item in dropped] == list(range(1, 10))
+
+
+def test_lengths_are_those_of_the_rendered_conversation(tiny_base, tmp_path):
+    kept, _ = run(tmp_path, tiny_base, [row()])
+    tokenizer = load_tokenizer(tiny_base)
+    assert kept[0]["tokens"] == len(token_ids(tokenizer, kept[0]["problem"], kept[0]["trace"]))
+    assert kept[0]["prompt_tokens"] == len(token_ids(tokenizer, kept[0]["problem"]))
+    exact = RECIPE.model_copy(update={"max_tokens": kept[0]["tokens"]})
+    assert len(run(tmp_path, tiny_base, [row()], exact)[0]) == 1  # at most the cap
+    with pytest.raises(UserError, match="kept none of 1 rows; 1 were dropped as 'too_long'"):
+        run(tmp_path, tiny_base, [row()], RECIPE.model_copy(update={"max_tokens": kept[0]["tokens"] - 1}))
+
+
+def test_filter_is_idempotent_and_batches_do_not_matter(tiny_world, tiny_base, tmp_path, monkeypatch):
+    rows = pq.read_table(tiny_world / "world" / "rows.parquet").to_pylist()
+    kept, _ = run(tmp_path, tiny_base, rows)
+    again = [row(k["problem"], answer=k["answer"], generations=[k["trace"]]) for k in kept]
+    assert [k["problem"] for k in run(tmp_path, tiny_base, again)[0]] == [k["problem"] for k in kept]
+    monkeypatch.setattr("scalpel.data.filter.BATCH_ROWS", 3)
+    assert run(tmp_path, tiny_base, rows)[0] == kept
+
+
+def test_the_first_verified_and_complete_trace_is_chosen():
+    item = row(
+        generations=["wrong", "cut", "good", "also good"],
+        correctness_math_verify=[False, True, True, True],
+        is_reasoning_complete=[True, False, True, True],
+    )
+    assert choose_trace(item, 0, RECIPE) == (None, "good")
+
+
+def test_overlap_equals_a_brute_force_search():
+    rng = np.random.default_rng(0)
+    questions = [" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(40)]
+    overlap = Overlap(4)
+    for question in questions:
+        overlap.add(question)
+    for _ in range(200):
+        text = " ".join(rng.choice(list("abcd"), rng.integers(1, 9)))
+        grams = lambda t: {tuple(t.split()[i : i + 4]) for i in range(len(t.split()) - 3)}  # noqa: E731
+        expected = any(grams(text) & grams(q) or (len(q.split()) < 4 and q == text) for q in questions)
+        assert overlap.hit(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([{k: v for k, v in row().items() if k != "answer"}], "lacks column 'answer'"),
+        ([row(answer="")], "finds no answer in column 'answer'"),
+        ([row(is_reasoning_complete=[True, False])], "they must agree"),
+        ([row(problem=" ")], "column 'problem' is empty"),
+    ],
+)
+def test_bad_rows_are_named(rows, sentence, tiny_base, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path, tiny_base, rows)
+
+
+def test_truncated_parquet_is_named(tiny_base, tmp_path):
+    run(tmp_path, tiny_base, [row()])
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    (tmp_path / "rows.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"rows\.parquet is not a readable parquet file"):
+        open_rows([tmp_path / "rows.parquet"], {}, {}, None)
+
+
+def test_other_columns_can_stand_for_the_wanted_ones(tiny_base, tmp_path):
+    rows = [{"q": "What is 2 and 3?", "trace": "2 + 3 = 5", "final": "5"}]
+    kept, _ = run(
+        tmp_path,
+        tiny_base,
+        rows,
+        columns={"problem": "q", "generations": "trace", "answer": "final"},
+        constants={"source": "cn_k12", "correctness_math_verify": True, "is_reasoning_complete": True},
+    )
+    assert kept[0]["trace"] == "2 + 3 = 5" and kept[0]["uuid"] == "row-0"
+
+
+def test_order_is_a_permutation_per_epoch(tmp_path):
+    pq.write_table(pa.table({"row": [5, 9, 2, 7]}), tmp_path / "kept.parquet")
+    write_order(tmp_path / "kept.parquet", OrderRecipe(seed=1, epochs=5), tmp_path)
+    table = pq.read_table(tmp_path / "order.parquet").to_pylist()
+    assert [item["position"] for item in table] == list(range(20))
+    epochs = [[item["row"] for item in table if item["epoch"] == epoch] for epoch in range(5)]
+    assert all(sorted(epoch) == [2, 5, 7, 9] for epoch in epochs) and len(set(map(tuple, epochs))) > 1
+
+
+def test_last_boxed():
+    assert last_boxed(r"\boxed{1} so \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert last_boxed(r"\boxed{\{1\}}") == r"\{1\}" and last_boxed("none") is None and last_boxed(r"\boxed{1") is None
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_grading():
+    pairs = [
+        ("12", "<think>\n5 + 7 = 12\n</think>\n<answer>\n12\n</answer>", True),
+        ("12", "<answer>12</answer>", True),
+        ("12", "$12$", True),
+        ("12", r"so \boxed{12}", True),
+        ("12", r"12, no, \boxed{13}", False),
+        (r"\frac{1}{2}", r"\boxed{0.5}", True),
+        (r"(3,\frac{\pi}{2})", r"\boxed{\left( 3, \frac{\pi}{2} \right)}", True),
+        ("12", "", False),
+        ("", "12", None),
+    ]
+    with Grader() as grader:
+        assert grader.grade_many([(gold, text) for gold, text, _ in pairs]) == [verdict for *_, verdict in pairs]
+
+
+def test_a_hostile_answer_is_wrong_and_harms_no_other():
+    with Grader(seconds=1.0) as grader:
+        texts = [r"\boxed{1}", r"\boxed{9^{9^{9^9}}}", r"\boxed{1}", "(" * 100_000, r"\boxed{1}"]
+        assert grader.grade_many([("1", text) for text in texts]) == [True, False, True, False, True]
+
+
+def test_agreement_with_published_scores(shared_data):
+    """Scored generations of real models; their own graders differ from math-verify on a few."""
+    total = agreed = 0
+    with Grader() as grader:
+        for path in sorted((shared_data / "scored_generations_sky").glob("*amc23.parquet")):
+            rows = pq.read_table(path).to_pylist()
+            verdicts = grader.grade_many([(r["gt"], r["code"][0]) for r in rows])
+            total += len(rows)
+            agreed += sum(bool(v) == bool(r["score"][0]) for v, r in zip(verdicts, rows, strict=True))
+    assert total == 120 and agreed / total > 0.97
+
+
+def test_rendered_ids_are_the_authors(shared_data):
+    """Real rows as the paper's authors rendered them, compared as text and as OLMo-2 token ids."""
+    from transformers import PreTrainedTokenizerFast
+
+    from scalpel.chat import TEMPLATE, conversation
+
+    folder = shared_data / "olmo2_tokenizer"
+    end, pad = "<|endoftext|>", "<|pad|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token=end, eos_token=end, pad_token=pad
+    )
+    theirs = (folder / "chat_template_paper1_training.jinja").read_text()
+    messages = pq.read_table(shared_data / "openr1_math_real" / "default_row0_messages.parquet").to_pylist()[0][
+        "messages"
+    ]
+    question, trace = (message["content"] for message in messages)
+    for turns in (
+        conversation(question, trace),
+        conversation(question),
+        [{"role": "system", "content": "s"}, *messages],
+    ):
+        prompt = turns[-1]["role"] == "user"
+        texts = [
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, chat_template=template)
+            for template in (TEMPLATE, theirs)
+        ]
+        assert texts[0] == texts[1]
+    tokenizer.chat_template = TEMPLATE
+    assert token_ids(tokenizer, question, trace)[-1] == 100257

@@ -1,0 +1,134 @@
+"""The DAG by Snakemake itself: dry-runs of every scale, and one complete run at a still smaller scale."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_frozen_mlp", "sft_qk_only")
+FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
+
+
+def snakemake(*arguments, cwd=ROOT, check=True) -> str:
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output[-4000:]
+    return output if check else f"exit status {done.returncode}\n{output}"
+
+
+def planned(output: str) -> dict[str, int]:
+    """Jobs by rule of a dry-run."""
+    table = output[output.index("Job stats:") :].split("\n\n")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if rule != "total"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working directory with the configuration of tests/smoke.yaml and the checkout's default profile."""
+    path = tmp_path_factory.mktemp("workflow")
+    shutil.copy(ROOT / "tests" / "smoke.yaml", path / "config.yaml")
+    shutil.copytree(ROOT / "profiles", path / "profiles")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("scale", "shards", "fetches", "toy"), [("laptop", 1, 0, 1), ("gpu", 2, 10, 0), ("cluster", 4, 12, 0)]
+)
+def test_dry_run_of_every_scale(scale, shards, fetches, toy, tmp_path):
+    shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
+    jobs = planned(snakemake("-n", "--config", f"scale={scale}", cwd=tmp_path))
+    assert jobs == {
+        "all": 1,
+        **({"toy": 1} if toy else {"fetch": fetches}),
+        **dict.fromkeys(("base", "evaluation_data", "data", "order", "report"), 1),
+        **dict.fromkeys(("train", "kl", "weight_change"), len(RUNS)),
+        "evaluate": len(RUNS) * shards + 1,
+        "figure": len(FIGURES),
+    }
+    assert not (tmp_path / "results").exists(), "a dry-run writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("scale=laptob", "did you mean 'laptop'?"),
+        ("scale=[1]", "scale: input should be a valid string"),
+        ("scal=x", "'scal'"),
+    ],
+)
+def test_bad_config_is_one_sentence(config, sentence, tmp_path):
+    shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
+    output = snakemake("-n", "--config", config, cwd=tmp_path, check=False)
+    assert sentence in output and "exit status 0" not in output and "Traceback" not in output
+
+
+@pytest.mark.workflow
+@pytest.mark.slow
+def test_complete_run(folder):
+    """Everything, for real, and then: nothing to do, one figure alone, one run alone, and back."""
+    snakemake("--cores", "2", cwd=folder)
+    results = folder / "results"
+    for figure in FIGURES:
+        for kind in ("pdf", "png", "svg"):
+            assert (results / "figures" / "scalpel_vs_hammer" / f"{figure}.{kind}").stat().st_size > 5000
+    page = (results / "report" / "scalpel_vs_hammer" / "index.html").read_text()
+    assert "scaled replica" in page and page.count("data:image/png") >= len(FIGURES)
+
+    for run in RUNS:
+        (train,) = results.glob(f"train/{run}-*")
+        assert not (train / "state").exists()
+        steps = [item["step"] for item in json.loads((train / "checkpoints.json").read_text())]
+        for stage, name in (("kl", "kl"), ("weight_change", "weight_change")):
+            (made,) = results.glob(f"{stage}/{run}-*")
+            assert sorted(set(pq.read_table(made / f"{name}.parquet").column("step").to_pylist())) == steps
+        (evaluated,) = results.glob(f"evaluate/{run}.1of1-*")
+        scores = pq.read_table(evaluated / "scores.parquet").to_pylist()
+        assert sorted({row["step"] for row in scores}) == steps
+        assert {row["task"] for row in scores} == {"math_500", "gsm8k", "mmlu", "mmlu_pro", "ifeval"}
+        assert all(0 <= row["value"] <= 1 for row in scores)
+
+    before = time.monotonic()
+    assert "Nothing to be done" in snakemake("-n", cwd=folder)
+    assert time.monotonic() - before < 10
+
+    verify = [sys.executable, "-m", "scripts.verify", str(results)]
+    assert subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0
+    status = subprocess.run(
+        [sys.executable, "-m", "scripts.status"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert status.returncode == 0 and "missing" not in status.stdout, status.stderr
+
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        config.replace("  sft_matched:", "  grpo: {learning_rate: 2.0e-4}\n  sft_matched:")
+    )
+    jobs = planned(snakemake("-n", cwd=folder))
+    assert jobs["train"] == jobs["evaluate"] == jobs["kl"] == jobs["weight_change"] == 1 and "base" not in jobs
+    (folder / "config.yaml").write_text(config)
+    assert "Nothing to be done" in snakemake("-n", cwd=folder)
+
+    kl = results / "figures" / "scalpel_vs_hammer" / "kl.pdf"
+    kl.unlink()
+    assert planned(snakemake("-n", str(kl.relative_to(folder)), cwd=folder)) == {"figure": 1}
+
+    (checkpoint,) = results.glob("train/grpo-*/checkpoints/*6/model.safetensors")
+    with open(checkpoint, "r+b") as file:
+        file.truncate(1000)
+    damaged = subprocess.run(verify, cwd=ROOT, capture_output=True, text=True)
+    assert damaged.returncode == 1 and "truncated" in damaged.stdout
+    shutil.rmtree(next(results.glob("weight_change/grpo-*")))
+    output = snakemake("--cores", "1", "results/figures/scalpel_vs_hammer/norms_grpo.pdf", cwd=folder, check=False)
+    assert "exit status 0" not in output and re.search(r"error: .*model\.safetensors", output)
