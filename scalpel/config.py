@@ -39,13 +39,13 @@ class ToyWorldRecipe(Strict):
     seed: int = 0
     train_rows: Positive = 3000  # rows with OpenR1-Math-220k's columns, of all sources and qualities
     facts: Positive = 240  # entries of the fact sheet behind the knowledge questions
-    math_500: Positive = 64  # questions of each evaluation set
-    gsm8k: Positive = 64
-    mmlu: Positive = 96
-    mmlu_pro: Positive = 48
-    ifeval: Positive = 48
+    math_500: Positive = 48  # questions of each evaluation set
+    gsm8k: Positive = 32
+    mmlu: Positive = 160
+    mmlu_pro: Positive = 80
+    ifeval: Positive = 32
     max_operand: Positive = 14
-    pretraining_samples: Positive = 30000  # texts of the pretraining stream
+    pretraining_samples: Positive = 40000  # texts of the pretraining stream
 
 
 class ToyModelRecipe(Strict):
@@ -58,7 +58,7 @@ class ToyModelRecipe(Strict):
     layers: Positive = 4
     heads: Positive = 3
     max_position: Positive = 1024
-    steps: Positive = 1200
+    steps: Positive = 1500
     batch_size: Positive = 16
     sequence_length: Positive = 96
     learning_rate: float = 4e-3

@@ -130,5 +130,6 @@ def test_complete_run(folder):
     damaged = subprocess.run(verify, cwd=ROOT, capture_output=True, text=True)
     assert damaged.returncode == 1 and "truncated" in damaged.stdout
     shutil.rmtree(next(results.glob("weight_change/grpo-*")))
+    (results / "figures" / "scalpel_vs_hammer" / "norms_grpo.pdf").unlink()
     output = snakemake("--cores", "1", "results/figures/scalpel_vs_hammer/norms_grpo.pdf", cwd=folder, check=False)
     assert "exit status 0" not in output and re.search(r"error: .*model\.safetensors", output)

@@ -28,7 +28,7 @@ class Rows:
     total: int
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(row number over all files, row with keys COLUMNS + OPTIONAL); one value in a list column is a list of one."""
+        """(row number over all files, row with keys COLUMNS + OPTIONAL); one value for a list is a list of one."""
         number = 0
         for path in self.files:
             wanted = sorted(set(self.columns.values()) | ({self.boxed_answer_of} - {None}))

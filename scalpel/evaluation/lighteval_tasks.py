@@ -51,7 +51,7 @@ def math_prompt(line: dict, task_name: str = "") -> Doc:
 
 def cloze_prompt(line: dict, task_name: str = "") -> Doc:
     query = f"Question: {line['question']}\nAnswer:"
-    return Doc(task_name=task_name, query=query, choices=list(line["choices"]), gold_index=line["answer"])
+    return Doc(task_name=task_name, query=query, choices=[f" {c}" for c in line["choices"]], gold_index=line["answer"])
 
 
 class LocalTask(LightevalTask):

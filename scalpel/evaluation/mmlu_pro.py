@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from scalpel.config import TaskRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.engine import Engine
@@ -29,6 +32,8 @@ class MMLUPro:
         self.recipe, self.engine = recipe, engine
         packaged = Path(lm_eval.__file__).parent / "tasks" / "leaderboard" / "mmlu_pro"
         original = next(packaged.glob("*mmlu_pro.yaml"))
+        if recipe.formulation == "cloze":
+            data = _spaced(data, folder)
         (folder / f"{NAME}.yaml").write_text(_task_yaml(original, data, recipe))
         self.manager = TaskManager(include_path=str(folder), include_defaults=False)
         self.wrapper = HFLM(
@@ -80,6 +85,16 @@ class MMLUPro:
                 }
             )
         return sorted(rows, key=lambda row: row["question"])
+
+
+def _spaced(data: Path, folder: Path) -> Path:
+    """Copies of the question files whose options begin with a blank: lm-eval adds none after a chat template."""
+    for name in ("mmlu_pro", "mmlu_pro_dev"):
+        rows = pq.read_table(data / f"{name}.parquet").to_pylist()
+        for row in rows:
+            row["options"] = [f" {option}" for option in row["options"]]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder
 
 
 def _task_yaml(original: Path, data: Path, recipe: TaskRecipe) -> str:

@@ -142,7 +142,7 @@ def _ifeval(row: dict, where: str) -> dict:
         raise UserError(f"{where}: kwargs__json is not valid JSON; mend or remove the row.") from None
     if len(arguments) != len(row["instruction_id_list"]):
         raise UserError(
-            f"{where}: {len(row['instruction_id_list'])} instructions but {len(arguments)} sets of arguments; mend the row."
+            f"{where}: {len(row['instruction_id_list'])} instructions but {len(arguments)} sets of arguments."
         )
     return {key: row[key] for key in ("prompt", "instruction_id_list", "kwargs__json")}
 

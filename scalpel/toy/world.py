@@ -236,7 +236,7 @@ def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
         return {"kind": kind, "question": None, "text": " ".join([fact.sentence, *several])}
     if form == 1:
         return {"kind": kind, "question": None, "text": f"Question: {fact.question}\nAnswer: {fact.attribute}"}
-    return {"kind": kind, "question": f"Question: {fact.question}\nAnswer:", "text": fact.attribute}
+    return {"kind": kind, "question": f"Question: {fact.question}\nAnswer:", "text": f" {fact.attribute}"}
 
 
 # ---------------------------------------------------------------- the whole
