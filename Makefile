@@ -22,7 +22,10 @@ $(READY): envs/torch.lock envs/laptop.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/torch.lock
+	@# pip decides which build of torch it gets (its settings may name an index of CPU builds); its hash must be listed.
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/torch torch==2.13.0
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-index --find-links $(VENV)/torch -r envs/torch.lock
+	@rm -r $(VENV)/torch
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/laptop.lock
 	@# Nothing to do for a CPU build; a CUDA build brings its own libraries.
 	$(BIN)/python -m pip install --quiet torch==2.13.0

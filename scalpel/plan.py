@@ -36,7 +36,7 @@ VERSIONS = {
     "data": 1,
     "order": 1,
     "train": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "kl": 1,
     "weight_change": 1,
     "figure": 1,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from scalpel.artifact import sha256_file
 from scalpel.chat import load_tokenizer, render, token_ids
@@ -19,7 +21,7 @@ from scalpel.config import GRPORecipe, SFTRecipe, Trainable, TrainSettings
 from scalpel.errors import UserError
 from scalpel.methods import base, train
 from scalpel.methods.rewards import well_formed
-from scalpel.methods.sft import micro_batches
+from scalpel.methods.sft import BLANK, micro_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = TrainSettings(sequences_per_device=4)
@@ -142,6 +144,83 @@ def test_matching_by_tokens_fills_each_step(tiny_data):
         assert sum(tokens) >= 500 > sum(tokens[:-1])
 
 
+def test_matching_by_tokens_over_epochs_drops_no_row(tiny_base, tiny_data, tmp_path):
+    """The last step has one row, fewer than there are micro-batches: it is filled up, its mean is its own."""
+    rows, ordered, epochs = base.read_rows(*tiny_data)
+    tokens = [rows[row]["tokens"] for row in ordered.tolist()[:14]]
+    recipe = SFT.model_copy(update={"matching": "tokens", "tokens_per_step": sum(tokens[:-1]), "epochs": 1})
+    recipe = recipe.model_copy(update={"checkpoints": 2})
+    assert [len(step) for step in base.schedule(recipe, rows, ordered, epochs)] == [13, 1]
+    train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
+    last = pq.read_table(tmp_path / "log.parquet").to_pylist()[-1]
+    assert last["tokens"] == tokens[-1] and 0 < last["entropy"] < 10
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / "step-000001").double()
+    row = rows[ordered[13]]
+    ids = torch.tensor([token_ids(load_tokenizer(tiny_base), row["problem"], row["trace"])])
+    with torch.no_grad():
+        assert last["loss"] == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_loss_on_the_completion_alone(tiny_base, tiny_data, tmp_path):
+    recipe = SFT.model_copy(update={"loss_on": "completion"})
+    train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
+    rows, ordered, _ = base.read_rows(*tiny_data)
+    tokenizer = load_tokenizer(tiny_base)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
+    total, count = 0.0, 0
+    for row in ordered[:4].tolist():
+        prompt = token_ids(tokenizer, rows[row]["problem"])
+        ids = torch.tensor([token_ids(tokenizer, rows[row]["problem"], rows[row]["trace"])])
+        assert ids[0, : len(prompt)].tolist() == prompt
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").item()
+        count += ids.shape[1] - len(prompt)
+    first = pq.read_table(tmp_path / "log.parquet").to_pylist()[0]
+    assert first["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_base, tiny_data, tmp_path):
+    """With the embeddings frozen, too: re-entrant checkpointing would then lose the gradients."""
+    recipe = SFT.model_copy(update={"trainable": Trainable(only=("q_proj", "k_proj"))})
+    logs = []
+    for on in (False, True):
+        out = tmp_path / str(on)
+        train(recipe, tiny_base, *tiny_data, out, SETTINGS.model_copy(update={"gradient_checkpointing": on}))
+        logs.append(pq.read_table(out / "log.parquet").to_pylist())
+    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
+    assert [row["grad_norm"] for row in logs[0]] == pytest.approx([row["grad_norm"] for row in logs[1]], rel=1e-4)
+
+
+def test_damaged_journal_or_checkpoint_makes_the_state_unusable(finished, tmp_path, capsys):
+    for name in ("state/questions.jsonl", "checkpoints/step-000003/model.safetensors"):
+        out = tmp_path / name.replace("/", "-")
+        shutil.copytree(finished["sft"], out)
+        assert base.usable_state(out / "state").name == "checkpoint-7"
+        with open(out / name, "a") as file:
+            file.write("{torn")  # a journal may go further than its state
+        if name.endswith("jsonl"):
+            assert base.usable_state(out / "state").name == "checkpoint-7"
+        (out / name).write_bytes((out / name).read_bytes()[:100])
+        assert base.usable_state(out / "state") is None
+        assert "incomplete or damaged" in capsys.readouterr().err
+
+
+def test_bnpo_over_micro_batches_is_refused(tiny_base, tiny_data, tmp_path):
+    with pytest.raises(UserError, match="sequences_per_device to 16 or use dapo"):
+        train(GRPO.model_copy(update={"loss_type": "bnpo"}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+
+
+def test_loss_that_is_not_a_number_stops_the_run(tiny_base, tiny_data, tmp_path):
+    broken = tmp_path / "base"
+    shutil.copytree(tiny_base, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="loss of step 1 is nan"):
+        train(SFT, broken, *tiny_data, tmp_path / "run", SETTINGS)
+
+
 def test_short_order_is_refused(tiny_data):
     rows, ordered, epochs = base.read_rows(*tiny_data)
     with pytest.raises(UserError, match=r"raise order\.epochs"):
@@ -151,9 +230,10 @@ def test_short_order_is_refused(tiny_data):
 
 
 def test_micro_batches_cover_each_step_once():
-    batches, accumulation = micro_batches([[7] * 5, [8] * 5, [9] * 3], 2)
-    assert accumulation == 3 and len(batches) == 9
-    assert [p for batch in batches for p in batch] == list(range(13))
+    batches, accumulation = micro_batches([[7] * 5, [8] * 5, [9] * 2], 2)
+    assert accumulation == 3 and len(batches) == 9 and max(map(len, batches)) == 2
+    assert batches[-1] == [BLANK]  # a short step is filled up
+    assert [p for batch in batches for p in batch if p != BLANK] == list(range(12))
 
 
 @pytest.mark.parametrize("trainable", [Trainable(only=("q_proj", "k_proj")), Trainable(freeze_mlp_layers=(1,))])
@@ -186,8 +266,6 @@ def test_absent_layer_is_refused(tiny_base, tiny_data, tmp_path):
 
 def test_first_sft_step_against_plain_pytorch(finished, tiny_base, tiny_data):
     """Loss and gradient norm of the step equal the token mean over the whole batch, in float64."""
-    from transformers import AutoModelForCausalLM
-
     rows, ordered, _ = base.read_rows(*tiny_data)
     tokenizer = load_tokenizer(tiny_base)
     model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
@@ -218,8 +296,6 @@ def test_accumulation_changes_nothing(finished, tiny_base, tiny_data, tmp_path):
 def test_first_grpo_gradient_against_brute_force(finished, tiny_base):
     """dr_grpo: -sum over tokens of advantage x log-probability ratio (1), over completions x max length; its
     gradient norm from the recorded rollouts alone, in float64."""
-    from transformers import AutoModelForCausalLM
-
     log = pq.read_table(finished["grpo"] / "log.parquet").to_pylist()
     first = next(row for row in log if row["grad_norm"])  # until then the model is the base
     rollouts = pq.read_table(finished["grpo"] / "rollouts.parquet").to_pylist()
@@ -279,8 +355,6 @@ def test_row_over_the_cap_is_refused_by_name(tiny_base, tiny_data, tmp_path):
 
 
 def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, tiny_data, tmp_path, monkeypatch):
-    import shutil
-
     copy, calls = shutil.copyfile, []
 
     def full(source, target, *args, **kwargs):

@@ -4,6 +4,7 @@
 checkpoint to checkpoint. Neither harness is imported before `evaluate`.
 """
 
+import os
 from pathlib import Path
 
 from scalpel.config import EvaluationRecipe, EvaluationSettings
@@ -20,6 +21,7 @@ def evaluate(
     data: what `prepare` wrote. Seeds depend on the task alone, so a checkpoint's scores are the same in
     whatever shard it is evaluated, and different checkpoints are compared on the same random numbers.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read at import: the harnesses' bars give way to our progress lines
     from scalpel.evaluation.run import evaluate_checkpoints
 
     evaluate_checkpoints(models, data, recipe, settings, out)

@@ -1,12 +1,11 @@
 """LightEval's tasks over local rows: its prompt functions and metrics, without its registry or the hub.
 
 Importing LightEval's registry imports every task module, one of which downloads; so tasks are built here
-from LightEval's own parts. Where the papers' evaluation differs from LightEval 0.13's built-in task, the
-papers' is taken:
+from LightEval's own parts. They differ from its built-in tasks in two points:
 
-* math_500 and aime24: the problem alone is the user's turn, as in training (the built-in asks for a last
-  line ``ANSWER: ...``, which no run was trained to write); the score is LightEval's avg@n.
-* mmlu: log-likelihood of the letters (the built-in is generative); macro average over subjects.
+* math_500 and aime24: the problem alone is the user's turn, as in training (the built-ins put instructions
+  around it, and so did the papers' evaluation of aime24); the score is LightEval's avg@n.
+* mmlu: log-likelihood of the letters, as in the papers (the built-in is generative); macro average over subjects.
 
 With ``formulation: cloze`` the choices themselves are scored instead of letters: a toy model knows facts
 before it can bind letters to choices.
@@ -55,11 +54,15 @@ def cloze_prompt(line: dict, task_name: str = "") -> Doc:
 
 
 class LocalTask(LightevalTask):
-    """A LightevalTask whose splits are rows in memory."""
+    """A LightevalTask whose splits are rows in memory; `row` of a row is its number in the question file."""
 
     def __init__(self, config: LightevalTaskConfig, splits: dict[str, list[dict]]):
         super().__init__(config)
         self.dataset = splits
+
+    def question(self, doc: Doc) -> int:
+        """Number of the document's question in the question file."""
+        return self.dataset[self.evaluation_split[0]][int(doc.id)]["row"]
 
 
 def avg_at_n(samples: int):
@@ -89,7 +92,7 @@ def _rows(data: Path, name: str, limit: int | None = None) -> list[dict]:
     path = data / f"{name}.parquet"
     if not path.is_file():
         raise UserError(f"evaluation.tasks: a task needs evaluation_files.files.{name}, which was not given.")
-    return pq.read_table(path).to_pylist()[:limit]
+    return [row | {"row": number} for number, row in enumerate(pq.read_table(path).to_pylist()[:limit])]
 
 
 def _math(name: str):
@@ -177,7 +180,10 @@ def _ifeval(recipe: TaskRecipe, data: Path):
     from scalpel.evaluation.sentences import provide_punkt
 
     provide_punkt()
+    import langdetect
     from lighteval.tasks.tasks.ifeval.main import ifeval_metrics, ifeval_prompt
+
+    langdetect.DetectorFactory.seed = 0  # it guesses with random numbers of its own
 
     config = LightevalTaskConfig(
         name="ifeval",

@@ -1,7 +1,7 @@
 """MMLU-Pro by lm-eval: its own ``leaderboard_mmlu_pro`` (5-shot log-likelihood, acc) over local parquet.
 
-lm-eval cuts prompts from the left beyond the model's length; it is given room for the longest prompt, and
-prompts beyond the model's positions are counted.
+The harness makes prompts, few-shot examples and scores; `Wrapper` answers its log-likelihood requests with the
+engine that LightEval uses, too. Prompts are never cut; those beyond the model's positions are counted.
 """
 
 from __future__ import annotations
@@ -10,76 +10,115 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lm_eval.api.model import TemplateLM
 
 from scalpel.config import TaskRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.engine import Engine
 
 NAME = "scalpel_mmlu_pro"
-ROOM = 1 << 17  # tokens: longer than any prompt of the benchmark
+
+
+class Wrapper(TemplateLM):
+    """lm-eval's model interface to the engine."""
+
+    def __init__(self, engine: Engine):
+        super().__init__()
+        self.engine, self.tokenizer = engine, engine.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return "scalpel"
+
+    def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        return self.engine.encode([string])[0]
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As TemplateLM's: trailing space belongs to the continuation, whose ids are what the context's leave over.
+
+        Contexts are encoded once for all their choices, and texts in batches.
+        """
+        pairs = []
+        for request in requests:
+            context, continuation = request.args
+            bare = context.rstrip()
+            pairs.append((bare, context[len(bare) :] + continuation))
+        contexts = list(dict.fromkeys(context for context, _ in pairs))
+        ids = dict(zip(contexts, self.engine.encode(contexts), strict=True))
+        encoded = []
+        for start in range(0, len(pairs), 1000):
+            part = pairs[start : start + 1000]
+            for (context, _), whole in zip(part, self.engine.encode([a + b for a, b in part]), strict=True):
+                encoded.append((ids[context], whole[len(ids[context]) :]))
+        return self._loglikelihood_tokens(encoded)
+
+    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+        longest: dict[int, int] = {}
+        for context, continuation in requests:
+            longest[id(context)] = max(longest.get(id(context), 0), len(context) + len(continuation))
+        if beyond := sum(n > self.engine.max_length for n in longest.values()):
+            self.engine.beyond_positions["mmlu_pro"] += beyond
+        return self.engine.loglikelihoods(requests)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+        raise UserError("perplexity tasks are not part of the experiment; name a task of scalpel/config.py.")
+
+    def generate_until(self, requests, disable_tqdm: bool = False):
+        raise UserError("lm-eval's generative tasks are not part of the experiment; name a task of scalpel/config.py.")
 
 
 class MMLUPro:
     def __init__(self, recipe: TaskRecipe, data: Path, engine: Engine, folder: Path):
         """folder: where the task's YAML is written; it may be temporary."""
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
         for name in ("mmlu_pro", "mmlu_pro_dev"):
             if not (data / f"{name}.parquet").is_file():
                 raise UserError(f"evaluation.tasks: mmlu_pro needs evaluation_files.files.{name}, which was not given.")
-        self.recipe, self.engine = recipe, engine
+        self.recipe = recipe
         packaged = Path(lm_eval.__file__).parent / "tasks" / "leaderboard" / "mmlu_pro"
         original = next(packaged.glob("*mmlu_pro.yaml"))
         if recipe.formulation == "cloze":
             data = _spaced(data, folder)
         (folder / f"{NAME}.yaml").write_text(_task_yaml(original, data, recipe))
-        self.manager = TaskManager(include_path=str(folder), include_defaults=False)
-        self.wrapper = HFLM(
-            pretrained=engine.model,
-            tokenizer=engine.tokenizer,
-            batch_size=engine.settings.batch_size,
-            max_length=ROOM,
-            add_bos_token=False,
-        )
+        self.tasks = TaskManager(include_path=str(folder), include_defaults=False).load([NAME])
+        self.tasks["tasks"][NAME].set_fewshot_seed(seed=engine.recipe.seed)
+        self.wrapper = Wrapper(engine)
 
     def evaluate(self) -> list[dict]:
         """One row per question: question, prompt, completion (the chosen option), gold, score, log-likelihoods."""
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluate
 
-        results = simple_evaluate(
-            model=self.wrapper,
-            tasks=[NAME],
-            task_manager=self.manager,
-            num_fewshot=self.recipe.shots,
+        results = evaluate(
+            self.wrapper,
+            self.tasks,
             limit=self.recipe.limit,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
             log_samples=True,
             bootstrap_iters=0,
-            random_seed=self.engine.recipe.seed,
-            numpy_random_seed=self.engine.recipe.seed,
-            torch_random_seed=self.engine.recipe.seed,
-            fewshot_random_seed=self.engine.recipe.seed,
-            verbosity="ERROR",
         )
         rows = []
         for sample in results["samples"][NAME]:
-            requests = sample["arguments"]
-            requests = list(requests.values()) if isinstance(requests, dict) else requests
-            pairs = [tuple(r.values())[:2] if isinstance(r, dict) else tuple(r)[:2] for r in requests]
+            pairs = sample["arguments"]
             scores = [float(response[0]) for response in sample["filtered_resps"]]
             best = max(range(len(scores)), key=scores.__getitem__)
-            gold = sample["doc"]["answer_index"]
-            if len(self.engine.tok_encode(pairs[gold][0] + pairs[gold][1])) > self.engine.max_length:
-                self.engine.beyond_positions["mmlu_pro"] += 1
             rows.append(
                 {
                     "question": sample["doc_id"],
                     "prompt": pairs[best][0],
                     "completion": pairs[best][1],
-                    "gold": pairs[gold][1],
+                    "gold": pairs[sample["doc"]["answer_index"]][1],
                     "score": float(sample["acc"]),
                     "choice_logprobs": scores,
                 }
@@ -101,6 +140,7 @@ def _task_yaml(original: Path, data: Path, recipe: TaskRecipe) -> str:
     lines = [
         f"include: {original}",
         f"task: {NAME}",
+        f"num_fewshot: {recipe.shots}",
         "dataset_path: parquet",
         "dataset_kwargs:",
         "  data_files:",

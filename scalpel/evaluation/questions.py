@@ -96,7 +96,15 @@ def _free_form(row: dict, where: str) -> dict:
         row["answer"] = last_boxed(row["solution"])
     _need(row, ("problem", "answer"), where)
     answer = str(row["answer"])
+    answer = last_boxed(answer) or answer  # some copies of AIME box the answer
     return {"problem": row["problem"], "solution": row.get("solution") or f"$\\boxed{{{answer}}}$", "answer": answer}
+
+
+def _aime(row: dict, where: str) -> dict:
+    row = _free_form(row, where)
+    if not re.fullmatch(r"\d+", row["answer"].strip()):
+        raise UserError(f"{where}: the answer {row['answer']!r} is not a whole number; mend or remove the row.")
+    return row
 
 
 def _gsm8k(row: dict, where: str) -> dict:
@@ -148,7 +156,7 @@ def _ifeval(row: dict, where: str) -> dict:
 
 
 CHECKS: dict[str, Callable[[dict, str], dict]] = {
-    "aime24": _free_form,
+    "aime24": _aime,
     "math_500": _free_form,
     "gsm8k": _gsm8k,
     "gsm8k_train": _gsm8k,

@@ -17,6 +17,7 @@ from scalpel.artifact import write_atomically
 from scalpel.config import LMEVAL_TASKS, EvaluationRecipe, EvaluationSettings
 from scalpel.evaluation import lighteval_tasks  # before anything else of LightEval: it lifts a version check
 from scalpel.evaluation.engine import Engine, quiet
+from scalpel.evaluation.grading import grade, warm
 from scalpel.evaluation.mmlu_pro import MMLUPro
 from scalpel.progress import track
 
@@ -72,7 +73,10 @@ def evaluate_checkpoints(
                 columns = set(SAMPLES.names)
                 table = [{"step": step, **{k: v for k, v in row.items() if k in columns}} for row in rows]
                 writer.write_table(pa.Table.from_pylist(table, SAMPLES))
-                notes[str(step)] = {"prompts_beyond_the_models_positions": dict(engine.beyond_positions)}
+                notes[str(step)] = {
+                    "prompts_beyond_the_models_positions": dict(engine.beyond_positions),
+                    "questions_whose_grading_exceeded_time_or_memory": pipeline.pipeline.not_graded if pipeline else {},
+                }
     pq.write_table(pa.Table.from_pylist(scores, SCORES), out / "scores.parquet", compression="zstd")
     if "ifeval" in recipe.tasks:
         from scalpel.evaluation.sentences import provide_punkt
@@ -86,7 +90,9 @@ class LocalPipeline:
 
     def __init__(self, tasks: dict, engine: Engine):
         from lighteval.logging.evaluation_tracker import EvaluationTracker
+        from lighteval.metrics import apply_metric
         from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
+        from lighteval.tasks.requests import SamplingMethod
 
         class Prepared(Pipeline):
             """Pipeline whose tasks are given instead of looked up in LightEval's registry."""
@@ -100,7 +106,28 @@ class LocalPipeline:
                     for doc in docs:
                         for method in doc.sampling_methods:
                             self.sampling_docs.setdefault(method, []).append(doc)
+                for doc in self.sampling_docs.get(SamplingMethod.GENERATIVE, ()):
+                    if doc.id == "0":
+                        warm(doc, self.tasks_dict[doc.task_name].metrics)
                 self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
+
+            def _compute_metrics(self, sampling_method_responses):
+                self.not_graded = {}
+                for method, responses in sampling_method_responses.items():
+                    for name, task in self.tasks_dict.items():
+                        mine = [n for n, doc in enumerate(self.sampling_docs[method]) if doc.task_name == name]
+                        docs = [self.sampling_docs[method][n] for n in mine]
+                        answers = [responses[n] for n in mine]
+                        metrics = [metric for metric in task.metrics if metric.category == method]
+                        if method == SamplingMethod.LOGPROBS:  # numbers of our own: no need of a bounded child
+                            outputs = apply_metric(docs=docs, responses=answers, metrics=metrics)
+                        else:
+                            outputs, exceeded = grade(docs, answers, metrics)
+                            if exceeded:
+                                self.not_graded[name] = exceeded
+                        for output, doc, answer in zip(outputs, docs, answers, strict=True):
+                            self.evaluation_tracker.metrics_logger.log(name, output)
+                            self.evaluation_tracker.details_logger.log(name, doc, answer, output)
 
         self._tracker = lambda: EvaluationTracker(output_dir=tempfile.gettempdir(), save_details=False)
         # Metrics read what is left when <think>...</think> is removed, LightEval's default.
@@ -117,17 +144,17 @@ class LocalPipeline:
             group = full_name.split("|")[0]
             task = group.split(":")[0]
             for detail in sorted(details, key=lambda d: int(d.doc.id)):
-                rows += _rows(task, group, detail)
+                rows += _rows(task, group, self.pipeline.tasks_dict[full_name].question(detail.doc), detail)
         return rows
 
 
-def _rows(task: str, group: str, detail) -> list[dict]:
+def _rows(task: str, group: str, question: int, detail) -> list[dict]:
     """One row per metric and sample of one question."""
     doc, response = detail.doc, detail.model_response
     common = {
         "task": task,
         "group": group,
-        "question": int(doc.id),
+        "question": question,
         "prompt": response.input,
         "gold": doc.get_golds()[0] if doc.choices else "",
     }

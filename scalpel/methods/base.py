@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from scalpel import progress
-from scalpel.artifact import STATE, sha256_file, write_atomically
+from scalpel.artifact import STATE, write_atomically
 from scalpel.config import GRPORecipe, OptimizerRecipe, SFTRecipe, Trainable, TrainSettings
 from scalpel.errors import UserError
 
@@ -67,6 +70,8 @@ def schedule(
 
     A run given in epochs ends with the last row of its last epoch, in a shorter step if need be.
     """
+    if not len(ordered):
+        raise UserError("the question order is empty: the filter kept no row; loosen `filter` or check the source.")
     wanted = recipe.steps
     if isinstance(recipe, SFTRecipe) and recipe.epochs is not None:
         ordered = ordered[epochs < recipe.epochs]
@@ -76,6 +81,9 @@ def schedule(
             )
     if isinstance(recipe, SFTRecipe) and recipe.matching == "tokens":
         steps = _by_tokens([rows[row]["tokens"] for row in ordered.tolist()], recipe.tokens_per_step)
+        end = steps[-1][1] if steps else 0
+        if wanted is None and end < len(ordered):
+            steps.append((end, len(ordered)))
     else:
         by_sequence = isinstance(recipe, SFTRecipe) and recipe.matching == "sequences"
         size = recipe.sequences_per_step if by_sequence else recipe.questions_per_step
@@ -92,7 +100,7 @@ def schedule(
 
 
 def _by_tokens(lengths: list[int], budget: int) -> list[tuple[int, int]]:
-    """Consecutive ranges whose tokens first reach `budget`; what is left at the end makes no step."""
+    """Consecutive ranges whose tokens first reach `budget`; what is left at the end is in none."""
     ranges, start, total = [], 0, 0
     for index, length in enumerate(lengths):
         total += length
@@ -172,53 +180,74 @@ def _tensors(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def usable_state(state: Path) -> Path | None:
-    """The newest complete state, all its files checked; damaged ones are named, removed and passed over."""
+    """The newest complete state; incomplete and damaged ones are named, removed and passed over.
+
+    complete.json lists the state's files and how far the journals went, with size and sha256, and the
+    checkpoints exported until then, by size. Whatever is missing makes the state unusable.
+    """
     found = sorted(state.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
     for path in found:
         try:
-            files = json.loads((path / COMPLETE).read_text())
-            whole = all(
-                (path / n).stat().st_size == f["bytes"] and sha256_file(path / n) == f["sha256"]
-                for n, f in files.items()
+            complete = json.loads((path / COMPLETE).read_text())
+            whole = (
+                all(file_digest(path / name, item["bytes"]) == item for name, item in complete["files"].items())
+                and all((path / name).stat().st_size == item["bytes"] for name, item in complete["files"].items())
+                and all(file_digest(state / name, item["bytes"]) == item for name, item in complete["journals"].items())
+                and all(
+                    (state.with_name("checkpoints") / name).stat().st_size == size
+                    for name, size in complete["checkpoints"].items()
+                )
             )
         except (OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
             whole = False
         if whole:
-            print(f"going on from {path.name}", flush=True)
+            print(f"going on from step {path.name.rsplit('-', 1)[1]}", file=sys.stderr, flush=True)
             return path
-        print(f"{path} is incomplete or damaged; going back to the one before", flush=True)
+        print(f"{path} is incomplete or damaged: going back to what was saved before", file=sys.stderr, flush=True)
         shutil.rmtree(path)
     return None
+
+
+def file_digest(path: Path, length: int | None = None) -> dict[str, Any]:
+    """{bytes, sha256} of a file, or of its first `length` bytes; fewer when it is shorter."""
+    left = path.stat().st_size if length is None else length
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(min(1 << 20, left - size)):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 class Journal:
     """Rows that belong to steps (questions asked, rollouts), on disk at once and cut back on resumption."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.path, self.schema = path, schema
 
-    def cut(self, after: int) -> None:
-        """Forget rows of steps beyond `after`, and a torn last line."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    if json.loads(line)["step"] <= after:
-                        kept.append(line + "\n")
+    def cut(self, length: int) -> None:
+        """Forget what was written after the first `length` bytes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, "".join(kept))
+        with open(self.path, "ab") as file:
+            file.truncate(length)
 
     def add(self, rows: list[dict]) -> None:
         with open(self.path, "a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
-    def sync(self) -> None:
+    def sync(self) -> dict[str, Any]:
+        """Make sure of what was written; returns its {bytes, sha256}."""
         with open(self.path, "a") as file:
             os.fsync(file.fileno())
+        return file_digest(self.path)
 
-    def write_parquet(self, target: Path) -> None:
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        pq.write_table(pa.Table.from_pylist(rows), target, compression="zstd")
+    def write_parquet(self, target: Path, rows_at_once: int = 4096) -> None:
+        with open(self.path) as lines, pq.ParquetWriter(target, self.schema, compression="zstd") as writer:
+            while part := [json.loads(line) for line in itertools.islice(lines, rows_at_once)]:
+                writer.write_table(pa.Table.from_pylist(part, schema=self.schema))
+
+
+QUESTIONS = pa.schema({"step": pa.int64(), "position": pa.int64(), "row": pa.int64(), "uuid": pa.string()})
 
 
 class Keeper(TrainerCallback):
@@ -228,16 +257,20 @@ class Keeper(TrainerCallback):
         self.out, self.base, self.steps, self.total, self.keep = out, base, steps, total, keep
         self.journals = journals
         self.first: int | None = None
+        self.at = 0  # steps taken
         self.last = self.started = time.monotonic()
 
     def on_train_begin(self, args, state, control, **_):
         self.first, self.started = state.global_step, time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
+        self.at = state.global_step
         control.should_save = state.global_step in self.steps
 
     def on_log(self, args, state, control, logs=None, **_):
         done = state.global_step - self.first
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise UserError(f"the loss of step {state.global_step} is {logs['loss']}; lower the run's learning_rate.")
         if done and "loss" in (logs or {}) and (time.monotonic() - self.last >= 5 or state.global_step == self.total):
             self.last = time.monotonic()
             reward = f", reward {logs['reward']:.2f}" if "reward" in logs else ""
@@ -245,16 +278,20 @@ class Keeper(TrainerCallback):
             print(
                 f"step {state.global_step}/{self.total}, loss {logs['loss']:.4f}{reward}, "
                 f"elapsed {progress.clock(self.last - self.started)}, ETA {progress.clock(eta)}",
+                file=sys.stderr,
                 flush=True,
             )
 
     def on_save(self, args, state, control, **_):
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._export(saved, state.global_step)
-        for journal in self.journals:
-            journal.sync()
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in sorted(saved.iterdir())}
-        write_atomically(saved / COMPLETE, json.dumps(files))
+        exported = [self.out / "checkpoints" / f"step-{step:06d}" for step in self.steps if step <= state.global_step]
+        complete = {
+            "files": {path.name: file_digest(path) for path in sorted(saved.iterdir())},
+            "journals": {journal.path.name: journal.sync() for journal in self.journals},
+            "checkpoints": {f"{d.name}/{p.name}": p.stat().st_size for d in exported for p in sorted(d.iterdir())},
+        }
+        write_atomically(saved / COMPLETE, json.dumps(complete))
         complete = sorted(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"), key=lambda p: p.stat().st_mtime_ns)
         for old in complete[: -self.keep]:
             shutil.rmtree(old.parent)
@@ -276,7 +313,7 @@ class Keeper(TrainerCallback):
 
 
 @contextlib.contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path, keeper: Keeper) -> Iterator[None]:
     """Turn a full disk, however the libraries report it, into one sentence."""
     try:
         yield
@@ -286,13 +323,21 @@ def disk_errors(out: Path) -> Iterator[None]:
         torn = "PytorchStreamWriter" in text or "unexpected pos" in text  # torch.save's words for a failed write
         if full or (torn and shutil.disk_usage(out).free < 64 << 20):
             raise UserError(
-                f"No space left on the disk of {out} while a checkpoint was written; free some and start again: "
+                f"No space left on the disk of {out} after step {keeper.at}; free some and start again: "
                 "the run goes on from the checkpoint before."
             ) from error
         raise
 
 
 # ---------------------------------------------------------------- one run
+
+
+def settle(recipe: OptimizerRecipe, settings: TrainSettings) -> None:
+    """Seeds, threads and deterministic algorithms of this process; call before the model is loaded."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ from run to run
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    set_seed(recipe.seed)
 
 
 def common_arguments(recipe: OptimizerRecipe, settings: TrainSettings, out: Path, steps: int) -> dict[str, Any]:
@@ -312,6 +357,7 @@ def common_arguments(recipe: OptimizerRecipe, settings: TrainSettings, out: Path
         "gradient_checkpointing": settings.gradient_checkpointing,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log the mean of the steps before in place of a NaN
         "save_strategy": "no",  # Keeper asks for saves
         "report_to": "none",
         "disable_tqdm": True,
@@ -330,10 +376,10 @@ def run(trainer, keeper: Keeper, out: Path, base: Path, trainable: Trainable, co
 
     trainer.remove_callback(PrinterCallback)
     state = usable_state(out / STATE)
-    at = int(state.name.rsplit("-", 1)[1]) if state else 0
+    written = json.loads((state / COMPLETE).read_text())["journals"] if state else {}
     for journal in keeper.journals:
-        journal.cut(at)
-    with disk_errors(out):
+        journal.cut(written[journal.path.name]["bytes"] if state else 0)
+    with disk_errors(out, keeper):
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     listing = [
         {"index": index, "step": step, "path": f"checkpoints/step-{step:06d}"}

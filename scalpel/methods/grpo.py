@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import pyarrow as pa
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -31,6 +31,21 @@ COLUMNS = {
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "truncated_fraction",
 }
+
+
+ROLLOUTS = pa.schema(
+    {
+        "step": pa.int64(),
+        "row": pa.int64(),
+        "uuid": pa.string(),
+        "prompt": pa.string(),  # the question, not rendered
+        "completion": pa.string(),
+        "accuracy_reward": pa.float64(),  # null: the gold answer cannot be parsed
+        "format_reward": pa.float64(),
+        "completion_ids": pa.list_(pa.int32()),
+        "completion_length": pa.int64(),  # tokens
+    }
+)
 
 
 class JournalingGRPOTrainer(GRPOTrainer):
@@ -89,8 +104,7 @@ def micro_batch(recipe: GRPORecipe, sequences_per_device: int) -> int:
 
 
 def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, settings: TrainSettings) -> None:
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(recipe.seed)
+    shared.settle(recipe, settings)
     rows, ordered, epochs = shared.read_rows(kept, order)
     steps = shared.schedule(recipe, rows, ordered, epochs)
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
@@ -107,6 +121,11 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
         )
     size = micro_batch(recipe, settings.sequences_per_device)
     accumulation = recipe.questions_per_step * recipe.generations // size
+    if recipe.loss_type == "bnpo" and accumulation > 1:
+        raise UserError(
+            "loss_type bnpo takes its token mean within each micro-batch, so the result would depend on the device; "
+            f"set train_settings.sequences_per_device to {size * accumulation} or use dapo, the mean over the step."
+        )
     dataset = Dataset.from_list(
         [
             {
@@ -119,8 +138,8 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
             for position, row in enumerate(row for step in steps for row in step)
         ]
     )
-    questions = shared.Journal(out / "state" / "questions.jsonl")
-    rollouts = shared.Journal(out / "state" / "rollouts.jsonl")
+    questions = shared.Journal(out / shared.STATE / "questions.jsonl", shared.QUESTIONS)
+    rollouts = shared.Journal(out / shared.STATE / "rollouts.jsonl", ROLLOUTS)
     keeper = shared.Keeper(out, base, saved_at, len(steps), settings.keep_state, [questions, rollouts])
     with Grader() as grader:
         trainer = JournalingGRPOTrainer(

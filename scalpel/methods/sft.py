@@ -21,6 +21,7 @@ from scalpel.errors import UserError
 from scalpel.methods import base as shared
 
 IGNORED = -100
+BLANK = -1  # place of an example that fills a micro-batch and trains nothing
 COLUMNS = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -30,16 +31,42 @@ COLUMNS = {
 }
 
 
+class Places(torch.utils.data.Dataset):
+    """Examples by their place in the schedule; the dataset itself holds every row once, whatever the epochs."""
+
+    def __init__(self, dataset: Dataset, schedule: list[int]):
+        self.dataset, self.schedule = dataset, schedule
+        self.index = {row: index for index, row in enumerate(dataset["row"])}
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, position: int) -> dict:
+        if position == BLANK:  # two tokens that are not trained on
+            return {"input_ids": [0, 0], "labels": [IGNORED, IGNORED], "position": BLANK}
+        example = self.dataset[self.index[self.schedule[position]]]
+        ids, start = example["input_ids"], example["trained_from"]
+        return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:], "position": position}
+
+
 class ScheduledSFTTrainer(SFTTrainer):
     """SFTTrainer that takes its micro-batches from a schedule instead of a sampler."""
 
-    def __init__(self, *args, micro_batches: list[list[int]], journal: shared.Journal, **kwargs):
-        self.micro_batches, self.journal = micro_batches, journal
+    def __init__(
+        self,
+        *args,
+        schedule: list[int],
+        micro_batches: list[list[int]],
+        uuids: dict[int, str],
+        journal: shared.Journal,
+        **kwargs,
+    ):
+        self.schedule, self.micro_batches, self.uuids, self.journal = schedule, micro_batches, uuids, journal
         super().__init__(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        loader = DataLoader(self.train_dataset, batch_sampler=self.micro_batches, collate_fn=self._collate)
-        return self.accelerator.prepare(loader)
+        places = Places(self.train_dataset, self.schedule)
+        return self.accelerator.prepare(DataLoader(places, batch_sampler=self.micro_batches, collate_fn=self._collate))
 
     def _collate(self, examples: list[dict]) -> dict:
         batch = self.data_collator(examples)
@@ -48,65 +75,52 @@ class ScheduledSFTTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         positions = inputs.pop("position").tolist()
-        rows = self.train_dataset.select_columns(["row", "uuid"])[positions]
+        if positions == [BLANK]:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            for name in ("entropy", "mean_token_accuracy"):  # it has none
+                self._metrics["train"][name].pop()
+            return loss
         step = self.state.global_step + 1
         self.journal.add(
             [
-                {"step": step, "position": position, "row": row, "uuid": uuid}
-                for position, row, uuid in zip(positions, rows["row"], rows["uuid"], strict=True)
+                {"step": step, "position": position, "row": row, "uuid": self.uuids[row]}
+                for position, row in ((position, self.schedule[position]) for position in positions)
             ]
         )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def examples(tokenizer, rows: dict[int, dict], steps: list[list[int]], recipe: SFTRecipe) -> list[dict]:
-    """One example per place in the schedule: input_ids, labels, position, row, uuid."""
-    tokenized = {}
-    for row in {row for step in steps for row in step}:
+def tokenized(tokenizer, rows: dict[int, dict], used: list[int], recipe: SFTRecipe) -> Dataset:
+    """One example per row: row, input_ids (int32), trained_from (the first place that is trained on)."""
+    ids, trained_from = [], []
+    for row in used:
         item = rows[row]
-        ids = token_ids(tokenizer, item["problem"], item["trace"])
-        if len(ids) > recipe.max_tokens:
+        ids.append(np.array(token_ids(tokenizer, item["problem"], item["trace"]), dtype=np.int32))
+        if len(ids[-1]) > recipe.max_tokens:
             raise UserError(
-                f"row {row} ({item['uuid']}) has {len(ids)} tokens, more than max_tokens {recipe.max_tokens}; "
+                f"row {row} ({item['uuid']}) has {len(ids[-1])} tokens, more than max_tokens {recipe.max_tokens}; "
                 "lower filter.max_tokens or raise the run's."
             )
-        trained_from = 1 if recipe.loss_on == "all" else len(token_ids(tokenizer, item["problem"]))
-        tokenized[row] = (ids, [IGNORED] * trained_from + ids[trained_from:])
-    flat = [row for step in steps for row in step]
-    return [
-        {
-            "input_ids": tokenized[row][0],
-            "labels": tokenized[row][1],
-            "position": position,
-            "row": row,
-            "uuid": rows[row]["uuid"],
-        }
-        for position, row in enumerate(flat)
-    ]
+        trained_from.append(1 if recipe.loss_on == "all" else len(token_ids(tokenizer, item["problem"])))
+    return Dataset.from_dict({"row": used, "input_ids": ids, "trained_from": trained_from})
 
 
 def micro_batches(steps: list[list[int]], sequences_per_device: int) -> tuple[list[list[int]], int]:
-    """Positions of each micro-batch, and how many make a step: the same number for every step.
+    """Places of each micro-batch, and how many make a step: the trainer wants the same number for every step.
 
-    A step smaller than that number repeats no row: it raises, since the settings can be changed at no cost.
+    A step with fewer sequences than that is filled up with blank micro-batches.
     """
     accumulation = max(-(-len(step) // sequences_per_device) for step in steps)
-    if min(map(len, steps)) < accumulation:
-        raise UserError(
-            f"a step of {min(map(len, steps))} sequences cannot be split into {accumulation} micro-batches; "
-            "raise train_settings.sequences_per_device."
-        )
     batches, start = [], 0
     for step in steps:
-        positions = np.arange(start, start + len(step))
-        batches += [part.tolist() for part in np.array_split(positions, accumulation)]
+        places = np.arange(start, start + len(step))
+        batches += [part.tolist() or [BLANK] for part in np.array_split(places, accumulation)]
         start += len(step)
     return batches, accumulation
 
 
 def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, settings: TrainSettings) -> None:
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(recipe.seed)
+    shared.settle(recipe, settings)
     rows, ordered, epochs = shared.read_rows(kept, order)
     steps = shared.schedule(recipe, rows, ordered, epochs)
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
@@ -114,7 +128,8 @@ def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, set
     model = shared.load_model(base, recipe.dtype)
     shared.freeze(model, recipe.trainable)
     batches, accumulation = micro_batches(steps, settings.sequences_per_device)
-    journal = shared.Journal(out / "state" / "questions.jsonl")
+    schedule = [row for step in steps for row in step]
+    journal = shared.Journal(out / shared.STATE / "questions.jsonl", shared.QUESTIONS)
     keeper = shared.Keeper(out, base, saved_at, len(steps), settings.keep_state, [journal])
     trainer = ScheduledSFTTrainer(
         model=model,
@@ -126,10 +141,12 @@ def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, set
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        train_dataset=Dataset.from_list(examples(tokenizer, rows, steps, recipe)),
+        train_dataset=tokenized(tokenizer, rows, list(dict.fromkeys(schedule)), recipe),
         processing_class=tokenizer,
         callbacks=[keeper],
+        schedule=schedule,
         micro_batches=batches,
+        uuids={row: rows[row]["uuid"] for row in schedule},
         journal=journal,
     )
     shared.run(trainer, keeper, out, base, recipe.trainable, COLUMNS)
