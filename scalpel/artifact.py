@@ -436,6 +436,8 @@ def run_stage(produce: Callable[[Job], None], resumable: bool = False) -> None:
     try:
         with producing(directory, resumable) as job:
             os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
+            # A thread that waits gives way soon: spinning ones stop each other on a machine that has other work.
+            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
             warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, to each other

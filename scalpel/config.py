@@ -220,7 +220,6 @@ class TrainSettings(Strict):
     sequences_per_device: Positive = 64
     gradient_checkpointing: bool = False
     threads: Positive = 1
-    log_every: Positive = 1
     keep_state: Positive = 2  # resumable states kept while the run goes on
 
 

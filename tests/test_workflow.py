@@ -133,3 +133,44 @@ def test_complete_run(folder):
     (results / "figures" / "scalpel_vs_hammer" / "norms_grpo.pdf").unlink()
     output = snakemake("--cores", "1", "results/figures/scalpel_vs_hammer/norms_grpo.pdf", cwd=folder, check=False)
     assert "exit status 0" not in output and re.search(r"error: .*model\.safetensors", output)
+
+
+@pytest.mark.workflow
+@pytest.mark.slow
+def test_real_files(shared_data, tmp_path):
+    """Real AMC/AIME problems as training rows and real MATH-500, GSM8K, MMLU, MMLU-Pro and IFEval questions."""
+    config = (ROOT / "tests" / "real.yaml").read_text().replace("SHARED", str(shared_data))
+    (tmp_path / "config.yaml").write_text(config)
+    snakemake("--cores", "2", cwd=tmp_path)
+    (data,) = tmp_path.glob("results/data/*")
+    counts = dict(line.split(",")[:2] for line in (data / "drops.csv").read_text().splitlines()[1:])
+    assert int(counts["read"]) == 4069 == sum(int(n) for reason, n in counts.items() if reason != "read")
+    assert int(counts["duplicate"]) > 40 and int(counts["kept"]) > 500
+    for evaluated in tmp_path.glob("results/evaluate/*"):
+        scores = {row["task"]: row["questions"] for row in pq.read_table(evaluated / "scores.parquet").to_pylist()}
+        assert scores == {"math_500": 4, "gsm8k": 4, "mmlu": 8, "mmlu_pro": 4, "ifeval": 4}
+    assert (tmp_path / "results" / "report" / "scalpel_vs_hammer" / "index.html").stat().st_size > 100_000
+
+
+def test_real_traces_through_the_filter(shared_data, tmp_path):
+    """Real R1 traces on GSM8K problems are rendered, measured and kept whole."""
+    from scalpel.config import FilterRecipe
+    from scalpel.data.filter import filter_rows
+    from scalpel.data.sources import open_rows
+    from tests.tiny import make_tiny_base
+
+    model = make_tiny_base(tmp_path / "tiny")
+    path = shared_data / "r1_traces_camel" / "traces_gsm8k.parquet"
+    constants = {"source": "cn_k12", "correctness_math_verify": True, "is_reasoning_complete": True}
+    rows = open_rows([path], {"generations": "final_trace", "uuid": "id"}, constants, "solution")
+    pq.write_table(
+        pq.read_table(path, columns=["problem"]).slice(0, 1).rename_columns(["question"]), tmp_path / "q.parquet"
+    )
+    filter_rows(
+        rows, FilterRecipe(max_tokens=100_000, unparsable_answer="drop"), model, tmp_path / "q.parquet", tmp_path
+    )
+    kept = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    traces = {row["final_trace"] for row in pq.read_table(path).to_pylist()}
+    dropped = pq.read_table(tmp_path / "dropped.parquet").to_pylist()
+    assert len(kept) + len(dropped) == 14 and {row["trace"] for row in kept} <= traces
+    assert "evaluation_overlap" in {row["reason"] for row in dropped}

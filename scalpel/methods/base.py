@@ -337,6 +337,7 @@ def settle(recipe: OptimizerRecipe, settings: TrainSettings) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ from run to run
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid; costs a fifth of a GRPO step
     set_seed(recipe.seed)
 
 
