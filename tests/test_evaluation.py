@@ -78,6 +78,11 @@ def test_every_question_and_sample_is_kept(evaluated):
     assert "ifeval_sentences" in json.loads((evaluated / "notes.json").read_text())
 
 
+def test_the_process_can_still_train(evaluated):
+    """LightEval's transformers engine turns gradients off for the process that imports it."""
+    assert torch.is_grad_enabled()
+
+
 def test_each_checkpoint_is_answered_by_its_own_weights(evaluated):
     texts = {step: [r["completion"] for r in read(evaluated, "samples") if r["step"] == step] for step in (0, 7)}
     assert texts[0] != texts[7]

@@ -89,9 +89,10 @@ class LocalPipeline:
     """LightEval's Pipeline over local tasks and one engine, run again for every checkpoint."""
 
     def __init__(self, tasks: dict, engine: Engine):
+        with torch.enable_grad():  # its transformers engine, when imported, turns gradients off for the whole process
+            from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
         from lighteval.logging.evaluation_tracker import EvaluationTracker
         from lighteval.metrics import apply_metric
-        from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
         from lighteval.tasks.requests import SamplingMethod
 
         class Prepared(Pipeline):

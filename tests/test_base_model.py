@@ -1,0 +1,65 @@
+"""Models and files that others made: copied, checked, and given the one chat template."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from scalpel.artifact import sha256_file
+from scalpel.base_model import import_model
+from scalpel.chat import TEMPLATE, load_tokenizer
+from scalpel.errors import UserError
+from scalpel.evaluation import prepare
+from scalpel.fetch import to_parquet
+
+
+def copy(source, target, leave_out=()):
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name not in leave_out:
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_local_model_gets_the_one_template(tiny_base, tmp_path):
+    source = copy(tiny_base, tmp_path / "source", ("generation_config.json",))
+    (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(UserError, match="another chat template"):
+        load_tokenizer(source)
+    import_model(source, tmp_path / "model", {"config.json": sha256_file(source / "config.json")})
+    assert load_tokenizer(tmp_path / "model").chat_template == TEMPLATE
+    assert sha256_file(tmp_path / "model" / "model.safetensors") == sha256_file(tiny_base / "model.safetensors")
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["do_sample"] is True
+
+
+def test_what_cannot_be_a_base_model_is_named(tiny_base, tmp_path):
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        import_model(tmp_path, tmp_path / "out")
+    pickled = copy(tiny_base, tmp_path / "pickled", ("model.safetensors",))
+    torch.save({}, pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds no \.safetensors weights"):
+        import_model(pickled, tmp_path / "out")
+    with pytest.raises(UserError, match="changed since the run was planned"):
+        import_model(tiny_base, tmp_path / "out", {"config.json": "0" * 64})
+
+
+def test_hub_jsonl_becomes_what_prepare_reads(tmp_path):
+    """IFEval lies on the hub as jsonl with nested arguments whose keys differ per row."""
+    rows = [
+        {"prompt": "p", "instruction_id_list": ["a"], "kwargs": [{"num_words": 3, "relation": None}]},
+        {"prompt": "q", "instruction_id_list": ["b"], "kwargs": [{}]},
+    ]
+    path = tmp_path / "ifeval.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare({"ifeval": to_parquet(path)}, tmp_path)
+    read = pq.read_table(tmp_path / "ifeval.parquet").to_pylist()
+    assert [json.loads(row["kwargs__json"]) for row in read] == [row["kwargs"] for row in rows]
+
+
+def test_hub_csv_becomes_parquet(tmp_path):
+    path = tmp_path / "gpqa.csv"
+    columns = ["Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
+    path.write_text(",".join(columns) + '\n"Why, then?",a,b,c,d\n')
+    prepare({"gpqa_diamond": to_parquet(path)}, tmp_path)
+    assert pq.read_table(tmp_path / "gpqa_diamond.parquet").to_pylist()[0]["Question"] == "Why, then?"
