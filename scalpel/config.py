@@ -10,6 +10,7 @@ Paths, device, thread and micro-batch settings stand in *Settings and are never 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -214,13 +215,35 @@ class GRPORecipe(OptimizerRecipe):
     trainable: Trainable = Trainable()
 
 
+class RolloutServer(Strict):
+    """The processes that write GRPO's completions (scalpel/launch/server.py); without one the ranks write their own."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    gpus: Annotated[int, Field(ge=0)] = 1  # of each server node; tensor-parallel
+    nodes: Annotated[int, Field(ge=0)] = 0  # nodes of their own; 0: the server shares the first training node
+    start_seconds: Positive = 900  # until it must answer
+    restarts: Annotated[int, Field(ge=0)] = 3  # a server that died is started again so many times
+    memory_fraction: Fraction = 0.9  # of a GPU, for weights and cache
+
+
 class TrainSettings(Strict):
     """How a training run is carried out; none of it may change what it computes."""
 
     sequences_per_device: Positive = 64
     gradient_checkpointing: bool = False
-    threads: Positive = 1
+    threads: Positive = 1  # of each rank
     keep_state: Positive = 2  # resumable states kept while the run goes on
+    ranks: Positive = 1  # training processes on each training node
+    nodes: Positive = 1  # training nodes
+    engine: Literal["single", "zero2", "fsdp"] = "single"  # how several ranks share the work
+    server: RolloutServer | None = None  # for methods that sample
+    stop_before_seconds: Positive = 600  # before the job's time limit: save, and be queued again
+
+    @model_validator(mode="after")
+    def engine_for_ranks(self):
+        if self.engine == "single" and self.ranks * self.nodes > 1:
+            raise ValueError("several ranks need `engine: zero2` or `engine: fsdp`")
+        return self
 
 
 # ---------------------------------------------------------------- evaluation and analysis
@@ -301,6 +324,19 @@ Stage = Literal[
 ]  # fmt: skip
 FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
 Figure = Literal["grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing"]
+
+
+class Site(Strict):
+    """Where SLURM jobs go (slurm/site.yaml). SCALPEL_ACCOUNT, SCALPEL_GPU_PARTITION, ... in the environment win."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    account: str | None = None  # None: the user's default account
+    partition: str | None = None  # of jobs without GPUs; None: the cluster's default
+    gpu_partition: str | None = None  # of jobs with GPUs; None: the cluster's default
+    qos: str | None = None
+    gpu_model: str | None = None  # as the cluster calls it in gres, h100; None: any
+    constraint: str | None = None  # of jobs with GPUs
 
 
 class Scale(Strict):
@@ -386,6 +422,16 @@ def load(raw: dict, workflow: Path) -> Config:
     if scale.evaluation_files.kind == "files" and "math_500" not in scale.evaluation_files.files:
         raise UserError(f"{scale_file.name}: evaluation_files needs math_500, whose questions the KL stage uses.")
     return Config(scale_name=user.scale, scale=scale, studies=studies, runs=runs)
+
+
+def load_site(path: Path, environment: Mapping[str, str]) -> Site:
+    """slurm/site.yaml with what SCALPEL_<FIELD> in the environment says instead; an empty value means none."""
+    raw = _read_yaml(path)
+    for field in Site.model_fields:
+        name = f"SCALPEL_{field.upper()}"
+        if name in environment:
+            raw[field] = environment[name] or None
+    return _validate(Site, raw, "slurm/site.yaml")
 
 
 def _run_recipe(run: str, options: dict, scale: Scale, user: UserConfig) -> SFTRecipe | GRPORecipe:

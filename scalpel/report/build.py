@@ -108,7 +108,7 @@ def claims_section(ours: claims.Evidence, theirs: claims.Evidence) -> str:
         unpublished = there.verdict == claims.UNTESTABLE and "±" not in there.measured
         rows.append(
             [
-                f'{escape(claim.text)}<br><span class="faint">section {escape(claim.section)}</span>',
+                f'{escape(claim.text)}<br><span class="faint">{escape(claim.section)}</span>',
                 escape(claim.test),
                 escape(here.measured),
                 f'<span class="verdict">{MARKS[here.verdict]} {here.verdict}</span>',
@@ -183,8 +183,8 @@ def kl_table(inputs: dict, theirs: claims.Evidence) -> str:
     head = ["KL of the last checkpoint, nats", "all positions", "solution only", "the paper, all positions"]
     return table(head, rows) + (
         '<p class="faint">± is the standard error over questions. The paper computed in bf16 and gives no '
-        "solution-only value. Training on whole sequences memorises the constant system prompt, which weighs on "
-        "the first column. sft_lr_1e-6 is the authors' unreported SFT at GRPO's learning rate.</p>"
+        "solution-only value. All positions include the system prompt, the same in every question: the longer it is "
+        "(one token here at laptop scale), the more its memorisation weighs. sft_lr_1e-6 is the authors' unreported SFT at GRPO's learning rate.</p>"
     )
 
 
