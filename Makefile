@@ -14,7 +14,7 @@ help:
 	@echo "make test     formatting, unit tests, dry-runs of every scale, one small complete run"
 	@echo "make status   which results are finished, missing, or made by other code"
 	@echo "make verify   re-hash every result and name what is missing, altered or truncated"
-	@echo "make lock     resolve envs/laptop.in into envs/laptop.lock again (needs uv)"
+	@echo "make lock     resolve envs/*.in into envs/*.lock again (needs uv)"
 
 setup: $(READY)
 
@@ -53,9 +53,11 @@ lock:
 	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock
 	uv pip compile envs/laptop.in --override envs/overrides.txt --no-header --no-annotate --generate-hashes --universal \
 	  --python-version 3.11 --no-emit-package torch $(foreach name,$(CUDA_PACKAGES),--no-emit-package $(name)) -o envs/laptop.lock
+	uv pip compile envs/gpu.in --override envs/overrides.txt --override envs/gpu-overrides.txt --no-header --no-annotate \
+	  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_31 -o envs/gpu.lock
 
 # What CUDA builds of torch depend on: left to the build that pip chose.
-CUDA_PACKAGES := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+CUDA_PACKAGES := triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc \
   nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
   nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 

@@ -2,7 +2,9 @@
 
 A result lies in ``results/<stage>/<name>-<digest>/``. Its digest is taken over what decides its content
 (`digest_of`); ``recipe.json`` is written when the workflow starts and is all a stage program needs;
-``manifest.json`` is written last and atomically, and lists every file with size and sha256.
+``manifest.json`` is written last and atomically, and lists every file with size and sha256. Workflow systems
+delete declared outputs, manifest.json among them, before they start a job again; ``finished.json``, written just
+before it, lets such a job find out in seconds that its result is there and whole.
 Circumstances (host, versions, times, code) stand beside it in ``provenance.json`` and are never hashed.
 """
 
@@ -26,16 +28,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from scalpel.errors import UserError
+from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.launch import slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE, MANIFEST, PROVENANCE, LEASE = "recipe.json", "manifest.json", "provenance.json", "lease.json"
+FINISHED = "finished.json"  # the manifest once more, and the sha256 of the inputs' manifests
 STATE = "state"  # what a resumable stage goes on from; never part of a result
-OWN_FILES = {RECIPE, MANIFEST, PROVENANCE, LEASE}
+OWN_FILES = {RECIPE, MANIFEST, PROVENANCE, LEASE, FINISHED}
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0  # a lease of another host is taken over when its heartbeat is older than this
+UNHEALTHY = "logs/unhealthy_nodes"  # in results/: a file for each node whose GPUs failed the check
+LATE_SECONDS = 60.0  # that a shared file system may take to show another node's files
 
 
 # ---------------------------------------------------------------- identity
@@ -177,6 +183,7 @@ class Job:
 
 def open_job(directory: Path) -> Job:
     """Read recipe.json and check that it is what the directory's name says and that its inputs are finished."""
+    appears(directory / RECIPE)
     frozen = read_json(directory / RECIPE)
     try:
         digest = digest_of(
@@ -205,14 +212,30 @@ def open_job(directory: Path) -> Job:
             "delete it and run snakemake again."
         )
     for role, path in job.inputs.items():
-        if not (path / MANIFEST).is_file():
+        if not appears(path / MANIFEST):
             raise UserError(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
         if not path.name.endswith("-" + frozen["inputs"][role]["digest"]):
             raise UserError(f"{directory / RECIPE}: input {role} points at {path}, another digest.")
     return job
 
 
+def appears(path: Path) -> bool:
+    """Whether a file is there; in a SLURM job, after waiting for a shared file system that shows it late."""
+    end = time.monotonic() + (LATE_SECONDS if slurm.job() else 0)
+    while not path.is_file():
+        if time.monotonic() >= end:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # makes NFS ask the server again
+        time.sleep(0.5)
+    return True
+
+
 # ---------------------------------------------------------------- lease
+
+
+class Held(UserError):
+    """The step is being made by someone else; the message says by whom."""
 
 
 @contextlib.contextmanager
@@ -236,7 +259,7 @@ def lease(directory: Path) -> Iterator[None]:
             holder = _holder(path)
             if holder is not None:
                 job = f", SLURM job {holder['job']}" if holder.get("job") else ""
-                raise UserError(
+                raise Held(
                     f"{directory} is being made by process {holder['pid']} on {holder['host']}{job}; "
                     "wait for it, or end it first."
                 ) from None
@@ -270,6 +293,9 @@ def lease(directory: Path) -> Iterator[None]:
                 path.unlink()
 
 
+ALIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}  # states of a job with processes
+
+
 def process_start(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot (Linux), which tells a reused process id apart."""
     try:
@@ -298,6 +324,12 @@ def _holder(path: Path) -> dict | None:
             pass
         alive = process_start(content["pid"]) == content.get("started")
         return content if alive else None
+    if content.get("job"):
+        if content["job"] == slurm.job():  # this job itself, before it was queued again on another node
+            return None
+        state = slurm.state(content["job"])
+        if state is not None:
+            return content if state in ALIVE else None
     return content if age <= STALE_SECONDS else None
 
 
@@ -315,6 +347,7 @@ def producing(directory: Path, resumable: bool = False) -> Iterator[Job]:
     started = time.time()
     with lease(directory):
         (directory / MANIFEST).unlink(missing_ok=True)
+        (directory / FINISHED).unlink(missing_ok=True)
         for entry in directory.iterdir():
             if entry.name not in OWN_FILES and not resumable:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -326,7 +359,9 @@ def producing(directory: Path, resumable: bool = False) -> Iterator[Job]:
             frozen = read_json(directory / RECIPE)
             del frozen["settings"]
             manifest = frozen | {"files": files}
-            write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+            made_of = {role: sha256_file(path / MANIFEST) for role, path in job.inputs.items()}
+            write_atomically(directory / FINISHED, json.dumps({"manifest": manifest, "inputs": made_of}) + "\n")
+            write_manifest(directory, manifest)
             shutil.rmtree(directory / STATE, ignore_errors=True)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -335,6 +370,31 @@ def producing(directory: Path, resumable: bool = False) -> Iterator[Job]:
                     "free some and start again: what was finished is kept."
                 ) from error
             raise
+
+
+def write_manifest(directory: Path, manifest: dict) -> None:
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def restore(directory: Path, job: Job) -> bool:
+    """Write manifest.json again if the result is there and whole, made by this recipe of these very inputs.
+
+    A result is never taken for finished because its name says so: every file is hashed. To make one anew, delete
+    its directory.
+    """
+    try:
+        record = json.loads((directory / FINISHED).read_text())
+        manifest, made_of = record["manifest"], record["inputs"]
+        same = manifest["digest"] == job.digest and made_of == {
+            role: sha256_file(path / MANIFEST) for role, path in job.inputs.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if not same or problems(directory, manifest):
+        return False
+    write_manifest(directory, manifest)
+    shutil.rmtree(directory / STATE, ignore_errors=True)
+    return True
 
 
 def manifest_files(directory: Path) -> dict[str, dict]:
@@ -394,9 +454,9 @@ def git_commit() -> str | None:
 # ---------------------------------------------------------------- checking a result
 
 
-def problems(directory: Path) -> list[str]:
+def problems(directory: Path, manifest: dict | None = None) -> list[str]:
     """What is wrong with a finished result: files missing, altered, truncated or not listed."""
-    manifest = read_json(directory / MANIFEST)
+    manifest = manifest or read_json(directory / MANIFEST)
     found = []
     listed = manifest.get("files")
     if not isinstance(listed, dict):
@@ -434,20 +494,63 @@ def run_stage(produce: Callable[[Job], None], resumable: bool = False) -> None:
         sys.exit(f"usage: python -m scripts.{module} results/<stage>/<name>-<digest>")
     directory = Path(sys.argv[1])
     try:
+        job = open_job(directory)
+        with lease(directory):
+            if restore(directory, job):
+                print(f"{directory} was finished before and is whole", file=sys.stderr)
+                return
         with producing(directory, resumable) as job:
+            check_health(job)
             os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
-            # A thread that waits gives way soon: spinning ones stop each other on a machine that has other work.
-            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
-            warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries, to each other
-            if job.stage != "fetch":
-                os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+            quiet_libraries(offline=job.stage != "fetch")
             print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)
             produce(job)
+    except Interrupted as pause:
+        queue_again(directory, str(pause), pause.requeue)
+    except Held as error:
+        if not slurm.job():
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        queue_again(directory, str(error), True)  # rather than hold nodes while another job does the work
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def quiet_libraries(offline: bool = True) -> None:
+    """Environment of a process that loads models: no progress bars, no warnings to each other, no hub if `offline`."""
+    # A thread that waits gives way soon: spinning ones stop each other on a machine that has other work.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+
+
+def queue_again(directory: Path, why: str, requeue: bool) -> NoReturn:
+    """End this process short of its result; in a SLURM job, with the job queued again if asked for."""
+    print(f"{directory}: {why}. Started again, it goes on.", file=sys.stderr, flush=True)
+    if requeue and slurm.requeue():
+        print("the job is queued again", file=sys.stderr, flush=True)
+        time.sleep(120)  # SLURM ends it in this time
+    sys.exit(AGAIN)
+
+
+def check_health(job: Job) -> None:
+    """Refuse a node whose GPUs do not work, and leave word of it: the next attempt goes elsewhere."""
+    gpus = job.settings.pop("gpus", 0)
+    if not gpus:
+        return
+    from scalpel.preflight import health
+
+    found = health(gpus)
+    if found:
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        marks = job.directory.resolve().parents[1] / UNHEALTHY
+        marks.mkdir(parents=True, exist_ok=True)
+        write_atomically(marks / node, "\n".join(found) + "\n")
+        raise UserError(f"node {node}: {found[0]} Jobs avoid it while {marks / node} is there.")
 
 
 def run_drawing(produce: Callable[[dict, dict[str, list[Path]], Path], None]) -> None:

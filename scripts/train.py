@@ -1,22 +1,20 @@
 """Train one run, or go on with it: python -m scripts.train results/train/grpo-<digest>"""
 
 from scalpel.artifact import Job, run_stage
-from scalpel.config import GRPORecipe, SFTRecipe, TrainSettings
-
-RECIPES = {"grpo": GRPORecipe, "sft": SFTRecipe}
+from scalpel.config import TrainSettings
 
 
 def produce(job: Job) -> None:
-    from scalpel.methods import train
+    settings = TrainSettings.model_validate(job.settings)
+    samples = job.recipe["method"] == "grpo"
+    if settings.engine == "single" and not (samples and settings.server):
+        from scalpel.methods import train_job
 
-    train(
-        RECIPES[job.recipe["method"]].model_validate(job.recipe),
-        job.inputs["base"] / "model",
-        job.inputs["data"] / "kept.parquet",
-        job.inputs["order"] / "order.parquet",
-        job.directory,
-        TrainSettings.model_validate(job.settings),
-    )
+        train_job(job, settings)
+    else:
+        from scalpel.launch.supervise import supervise
+
+        supervise(job.directory, job.inputs["base"] / "model", settings, samples)
 
 
 if __name__ == "__main__":

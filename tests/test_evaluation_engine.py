@@ -219,9 +219,11 @@ def test_greedy_completions_equal_transformers_generate(engine, data, monkeypatc
         assert completions == [theirs, theirs]
 
 
-def test_sampling_follows_the_nucleus(engine):
+def test_sampling_follows_the_nucleus():
     """Evenly spaced draws hit every token of the nucleus in proportion to its probability, and no other."""
     import torch
+
+    from scalpel.sampling import pick
 
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(3)) * 2
     probabilities = (logits[0].double() / RECIPE.temperature).softmax(-1)
@@ -233,7 +235,7 @@ def test_sampling_follows_the_nucleus(engine):
         if total >= RECIPE.top_p:
             break
     n = 20000
-    picked = engine._pick(logits.expand(n, -1), (torch.arange(n) + 0.5).double() / n)
+    picked = pick(logits.expand(n, -1), (torch.arange(n) + 0.5).double() / n, RECIPE.temperature, RECIPE.top_p)
     counts = torch.bincount(picked, minlength=30).double() / n
     for token in range(30):
         wanted = probabilities[token].item() / total if token in kept else 0.0

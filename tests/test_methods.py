@@ -207,7 +207,7 @@ def test_damaged_journal_or_checkpoint_makes_the_state_unusable(finished, tmp_pa
 
 
 def test_bnpo_over_micro_batches_is_refused(tiny_base, tiny_data, tmp_path):
-    with pytest.raises(UserError, match="sequences_per_device to 16 or use dapo"):
+    with pytest.raises(UserError, match="sequences_per_device to 16 with one rank, or use dapo"):
         train(GRPO.model_copy(update={"loss_type": "bnpo"}), tiny_base, *tiny_data, tmp_path, SETTINGS)
 
 

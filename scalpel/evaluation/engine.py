@@ -33,9 +33,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from scalpel.chat import load_tokenizer
 from scalpel.config import EvaluationRecipe, EvaluationSettings
 from scalpel.errors import UserError
+from scalpel.sampling import common_prefix, complete
 
 WORTH_SHARING = 64  # tokens: a batch is split rather than lose so much of the prefix its prompts share
-ROOM = 64  # tokens by which a cache grows, so that not every new token copies it
 
 
 class NoCache:
@@ -54,26 +54,6 @@ class SharedPrefix(DynamicLayer):
         rows = keys.shape[0]
         shared = (t.expand(rows, -1, -1, -1) for t in (self.keys, self.values))
         return tuple(torch.cat([old, new], dim=-2) for old, new in zip(shared, (keys, values), strict=True))
-
-
-class Growing(DynamicLayer):
-    """Keys and values written in place into room that is there already; `keys` and `values` are views of it."""
-
-    def update(self, keys, values, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.room = [keys[..., :0, :], values[..., :0, :]]
-        start = self.get_seq_length()
-        end = start + keys.shape[-2]
-        if end > self.room[0].shape[-2] or self.room[0].shape[0] != keys.shape[0]:
-            old = (self.keys, self.values) if start else self.room
-            self.room = [t.new_empty((*keys.shape[:2], end + ROOM, keys.shape[-1])) for t in (keys, values)]
-            for room, kept in zip(self.room, old, strict=True):
-                room[..., :start, :] = kept
-        for room, new in zip(self.room, (keys, values), strict=True):
-            room[..., start:end, :] = new
-        self.keys, self.values = (room[..., :end, :] for room in self.room)
-        return self.keys, self.values
 
 
 class Engine(LightevalModel):
@@ -186,75 +166,9 @@ class Engine(LightevalModel):
         seed = (self.recipe.seed, zlib.crc32(doc.task_name.encode()), int(doc.id))
         return np.random.default_rng(seed).random((doc.num_samples, doc.generation_size))
 
-    @torch.inference_mode()
     def complete(self, prompts: list[list[int]], draws: list[np.ndarray]) -> list[list[list[int]]]:
-        """For every prompt its completions as token ids, without EOS.
-
-        prompts: ids, none empty. draws: per prompt float64 (samples, most new tokens) in [0, 1); the inverse of the
-        cumulative probability turns each into a token.
-        """
-        ends = self.model.generation_config.eos_token_id
-        ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        prefix = _common_prefix(prompts)
-        cache = Cache(layers=[Growing() for _ in range(self.model.config.num_hidden_layers)])
-        if prefix:
-            self._forward(torch.tensor([prompts[0][:prefix]]), cache)
-            cache.batch_repeat_interleave(len(prompts))
-        width = max(map(len, prompts)) - prefix  # padding stands between the shared prefix and the rest
-        pad = self._tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width + prefix - len(p)) + p[prefix:] for p in prompts])
-        lengths = torch.tensor([len(p) for p in prompts])
-        place = torch.arange(width) - width + lengths[:, None]  # position of each column, below `prefix` for padding
-        mask = torch.cat([torch.ones(len(prompts), prefix, dtype=torch.long), (place >= prefix).long()], dim=1)
-        logits = self._forward(ids, cache, mask, place.clamp(min=0))
-
-        owners = [(n, sample) for n, d in enumerate(draws) for sample in range(len(d))]  # of the rows of the batch
-        uniform = torch.zeros(len(owners), max(d.shape[1] for d in draws), dtype=torch.float64)
-        for row, (n, sample) in enumerate(owners):
-            uniform[row, : draws[n].shape[1]] = torch.from_numpy(draws[n][sample])
-        completions: list[list[list[int]]] = [[[] for _ in d] for d in draws]
-        rows = torch.tensor([n for n, _ in owners])
-        cache.batch_select_indices(rows.to(self.device))
-        logits, mask, lengths = logits[rows.to(self.device)], mask[rows], lengths[rows]
-        ended = [False] * len(owners)
-        for step in range(uniform.shape[1]):
-            tokens = self._pick(logits, uniform[:, step])
-            for row, token in enumerate(tokens.tolist()):
-                n, sample = owners[row]
-                if not ended[row] and token not in ends:
-                    completions[n][sample].append(token)
-                    ended[row] = step + 1 == draws[n].shape[1]
-                else:
-                    ended[row] = True
-            if all(ended):
-                break
-            if sum(ended) > 0.25 * len(ended):  # the others go on without them
-                kept = [row for row in range(len(ended)) if not ended[row]]
-                owners, ended = [owners[row] for row in kept], [False] * len(kept)
-                rows = torch.tensor(kept)
-                cache.batch_select_indices(rows.to(self.device))
-                tokens, mask, lengths, uniform = tokens[rows], mask[rows], lengths[rows], uniform[rows]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._forward(tokens[:, None], cache, mask, lengths[:, None] + step)
-        return completions
-
-    def _forward(self, ids, cache, mask=None, positions=None):
-        """Logits of the last column, float32 (rows, vocabulary); keys and values go into `cache`."""
-        on = {"attention_mask": mask, "position_ids": positions}
-        on = {name: tensor.to(self.device) for name, tensor in on.items() if tensor is not None}
-        output = self.model(ids.to(self.device), past_key_values=cache, use_cache=True, logits_to_keep=1, **on)
-        return output.logits[:, -1].float()
-
-    def _pick(self, logits, draws):
-        """Token ids (rows,) on the CPU: greedy at temperature 0, else sampled from the top-p nucleus."""
-        if not self.recipe.temperature:
-            return logits.argmax(-1).cpu()
-        probabilities, order = (logits / self.recipe.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        above = probabilities.cumsum(-1, dtype=torch.float64) - probabilities
-        nucleus = (above < self.recipe.top_p) | (above == 0)
-        cumulative = (probabilities * nucleus).cumsum(-1, dtype=torch.float64)
-        chosen = (cumulative <= draws.to(self.device)[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
-        return order.gather(-1, chosen.clamp(max=nucleus.sum(-1, keepdim=True) - 1))[:, 0].cpu()
+        """For every prompt its completions as token ids, without EOS (scalpel/sampling.py)."""
+        return complete(self.model, self._tokenizer, prompts, draws, self.recipe.temperature, self.recipe.top_p)
 
     # ------------------------------------------------------------ log-likelihood
 
@@ -296,7 +210,7 @@ class Engine(LightevalModel):
     def _score(self, sequences: list[tuple[int, ...]], jobs) -> dict[int, tuple[float, bool]]:
         deepest = {s: max(len(continuation) for _, continuation in jobs[s]) for s in sequences}
         # Positions whose logits are wanted must not lie in the shared prefix.
-        prefix = min(_common_prefix(sequences), min(len(s) - deepest[s] for s in sequences))
+        prefix = min(common_prefix(sequences), min(len(s) - deepest[s] for s in sequences))
         backbone, head = self.model.base_model, self.model.get_output_embeddings()
         cache = Cache(layers=[SharedPrefix() for _ in range(self.model.config.num_hidden_layers)])
         if prefix:
@@ -320,19 +234,12 @@ class Engine(LightevalModel):
         raise UserError("perplexity tasks are not part of the experiment; name a task of scalpel/config.py.")
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with, at least one of each being left over."""
-    first, last = min(sequences), max(sequences)
-    most = min(map(len, sequences)) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
-
-
 def _sharing(sequences: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
     """Sorted sequences in runs of at most `size` whose members share a long prefix."""
     run: list[tuple[int, ...]] = []
     shared = 0
     for sequence in sequences:
-        common = _common_prefix([run[0], sequence]) if run else len(sequence)
+        common = common_prefix([run[0], sequence]) if run else len(sequence)
         if run and (len(run) == size or (len(run) > 1 and shared - common >= WORTH_SHARING)):
             yield run
             run, common = [], len(sequence)

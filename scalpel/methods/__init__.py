@@ -3,7 +3,17 @@
 from importlib import import_module
 from pathlib import Path
 
+from scalpel.artifact import Job
 from scalpel.config import METHODS, GRPORecipe, SFTRecipe, TrainSettings
+
+RECIPES = {"grpo": GRPORecipe, "sft": SFTRecipe}
+
+
+def train_job(job: Job, settings: TrainSettings) -> None:
+    """`train` with the recipe and the inputs of a train step's job."""
+    recipe = RECIPES[job.recipe["method"]].model_validate(job.recipe)
+    data, order = job.inputs["data"] / "kept.parquet", job.inputs["order"] / "order.parquet"
+    train(recipe, job.inputs["base"] / "model", data, order, job.directory, settings)
 
 
 def train(

@@ -15,25 +15,31 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from scalpel import progress
 from scalpel.artifact import STATE, write_atomically
 from scalpel.config import GRPORecipe, OptimizerRecipe, SFTRecipe, Trainable, TrainSettings
-from scalpel.errors import UserError
+from scalpel.errors import Interrupted, UserError
+from scalpel.launch import slurm
 
 COMPLETE = "complete.json"
+TIME_LIMIT = "the job's time limit is near"
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of safetensors
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # ---------------------------------------------------------------- schedule
@@ -113,11 +119,17 @@ def _by_tokens(lengths: list[int], budget: int) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------- model and freezing
 
 
-def load_model(directory: Path, dtype: str):
-    """The base model in `dtype`, from safetensors; UserError for damaged weights."""
+def load_model(directory: Path, dtype: str, engine: str = "single"):
+    """The base model, from safetensors; UserError for damaged weights.
+
+    What the optimizer changes is float32 whatever `dtype`: in bfloat16 a step of 1e-6 is lost in rounding for
+    almost every weight. DeepSpeed keeps float32 copies of its own and is given `dtype`; else the weights are
+    float32 and `dtype` is that of the matrix products (autocast) and of the saved checkpoints.
+    """
+    held = DTYPES[dtype] if engine == "zero2" else torch.float32
     try:
         return AutoModelForCausalLM.from_pretrained(
-            directory, dtype=DTYPES[dtype], local_files_only=True, trust_remote_code=False, use_safetensors=True
+            directory, dtype=held, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     except (SafetensorError, OSError) as error:
         raise UserError(f"{directory} does not load ({error}); delete that result and make it again.") from None
@@ -179,6 +191,38 @@ def _tensors(directory: Path) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------- states and checkpoints
 
 
+class World(NamedTuple):
+    """This process among the run's ranks."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @classmethod
+    def here(cls) -> World:
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes what all of them make."""
+        return self.rank == 0
+
+    def everyone(self, items: list) -> list:
+        """The ranks' lists joined in their order."""
+        if self.ranks == 1:
+            return items
+        from accelerate.utils import gather_object
+
+        return gather_object(items)
+
+    def from_first(self, value):
+        """What rank 0 holds."""
+        if self.ranks == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
 def usable_state(state: Path) -> Path | None:
     """The newest complete state; incomplete and damaged ones are named, removed and passed over.
 
@@ -189,9 +233,10 @@ def usable_state(state: Path) -> Path | None:
     for path in found:
         try:
             complete = json.loads((path / COMPLETE).read_text())
+            files = complete["files"]
             whole = (
-                all(file_digest(path / name, item["bytes"]) == item for name, item in complete["files"].items())
-                and all((path / name).stat().st_size == item["bytes"] for name, item in complete["files"].items())
+                all((path / name).stat().st_size == item["bytes"] for name, item in files.items())
+                and digests(path, list(files)) == files
                 and all(file_digest(state / name, item["bytes"]) == item for name, item in complete["journals"].items())
                 and all(
                     (state.with_name("checkpoints") / name).stat().st_size == size
@@ -217,6 +262,12 @@ def file_digest(path: Path, length: int | None = None) -> dict[str, Any]:
             digest.update(chunk)
             size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def digests(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """file_digest of many files, several at a time: a state of a 7B model is over 100 GB."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(names, pool.map(lambda name: file_digest(directory / name), names), strict=True))
 
 
 class Journal:
@@ -253,11 +304,16 @@ QUESTIONS = pa.schema({"step": pa.int64(), "position": pa.int64(), "row": pa.int
 class Keeper(TrainerCallback):
     """Saves at the checkpoint steps, exports model-only checkpoints, marks states complete, shows progress."""
 
-    def __init__(self, out: Path, base: Path, steps: list[int], total: int, keep: int, journals: list[Journal]):
-        self.out, self.base, self.steps, self.total, self.keep = out, base, steps, total, keep
-        self.journals = journals
+    def __init__(
+        self, out: Path, base: Path, steps: list[int], settings: TrainSettings, dtype: str, journals: list[Journal]
+    ):
+        self.out, self.base, self.steps, self.total = out, base, steps, steps[-1]
+        self.settings, self.dtype, self.journals = settings, DTYPES[dtype], journals
+        self.world = World.here()
         self.first: int | None = None
         self.at = 0  # steps taken
+        self.stop = ""  # why the run is to stop early
+        self.deadline = slurm.deadline() if self.world.first else None
         self.last = self.started = time.monotonic()
 
     def on_train_begin(self, args, state, control, **_):
@@ -265,9 +321,15 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.at = state.global_step
-        control.should_save = state.global_step in self.steps
+        if self.deadline and time.time() > self.deadline - self.settings.stop_before_seconds:
+            self.stop = self.stop or TIME_LIMIT
+        self.stop = max(self.world.everyone([self.stop]))  # a signal may reach some ranks a step earlier than others
+        control.should_save = state.global_step in self.steps or bool(self.stop)
+        control.should_training_stop = control.should_training_stop or bool(self.stop)
 
     def on_log(self, args, state, control, logs=None, **_):
+        if not self.world.first:
+            return
         done = state.global_step - self.first
         if not math.isfinite((logs or {}).get("loss", 0.0)):
             raise UserError(f"the loss of step {state.global_step} is {logs['loss']}; lower the run's learning_rate.")
@@ -283,17 +345,21 @@ class Keeper(TrainerCallback):
             )
 
     def on_save(self, args, state, control, **_):
+        self.world.everyone([])  # every rank has written its part
+        if not self.world.first:
+            return
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._export(saved, state.global_step)
+        if state.global_step in self.steps:
+            self._export(saved, state.global_step)
         exported = [self.out / "checkpoints" / f"step-{step:06d}" for step in self.steps if step <= state.global_step]
         complete = {
-            "files": {path.name: file_digest(path) for path in sorted(saved.iterdir())},
+            "files": digests(saved, sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file())),
             "journals": {journal.path.name: journal.sync() for journal in self.journals},
             "checkpoints": {f"{d.name}/{p.name}": p.stat().st_size for d in exported for p in sorted(d.iterdir())},
         }
         write_atomically(saved / COMPLETE, json.dumps(complete))
         complete = sorted(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"), key=lambda p: p.stat().st_mtime_ns)
-        for old in complete[: -self.keep]:
+        for old in complete[: -self.settings.keep_state]:
             shutil.rmtree(old.parent)
 
     def _export(self, saved: Path, step: int) -> None:
@@ -304,12 +370,22 @@ class Keeper(TrainerCallback):
         partial.mkdir(parents=True)
         for path in saved.iterdir():
             if path.name.startswith("model") or path.name == "config.json":
-                shutil.copyfile(path, partial / path.name)
+                self._copy(path, partial / path.name)
         for path in self.base.iterdir():  # tokenizer, template and generation settings are the base's
             if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
                 shutil.copyfile(path, partial / path.name)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
+
+    def _copy(self, path: Path, target: Path) -> None:
+        """Copy a file of the model; weights as `dtype`."""
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                narrow = all(file.get_slice(name).get_dtype() == NAMES[self.dtype] for name in file.keys())  # noqa: SIM118
+            if not narrow:
+                tensors = {name: tensor.to(self.dtype) for name, tensor in load_file(path).items()}
+                return save_file(tensors, target, metadata={"format": "pt"})
+        shutil.copyfile(path, target)
 
 
 @contextlib.contextmanager
@@ -329,6 +405,21 @@ def disk_errors(out: Path, keeper: Keeper) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def stopping_on_signal(keeper: Keeper) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 ask the run to save after the step it is at and to stop."""
+
+    def ask(number, _):
+        keeper.stop = keeper.stop or signal.Signals(number).name
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # ---------------------------------------------------------------- one run
 
 
@@ -341,9 +432,41 @@ def settle(recipe: OptimizerRecipe, settings: TrainSettings) -> None:
     set_seed(recipe.seed)
 
 
+def engine_arguments(recipe: OptimizerRecipe, settings: TrainSettings) -> dict[str, Any]:
+    """TrainingArguments by which several ranks share the work, or by which one does all of it."""
+    gpu = torch.cuda.is_available()
+    if settings.engine == "zero2":
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        return {
+            "deepspeed": {
+                "bf16": {"enabled": recipe.dtype == "bfloat16"},
+                "zero_optimization": {
+                    "stage": 2, "overlap_comm": gpu, "contiguous_gradients": True, "reduce_bucket_size": 500_000_000,
+                },
+                "gradient_clipping": recipe.max_grad_norm,
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "train_batch_size": "auto",
+            },
+            "use_cpu": not gpu,
+        }  # fmt: skip
+    if settings.engine == "fsdp":
+        return {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "state_dict_type": "FULL_STATE_DICT",
+                "reshard_after_forward": True,
+            },
+            "use_cpu": not gpu,
+        }
+    return {"use_cpu": not gpu}
+
+
 def common_arguments(recipe: OptimizerRecipe, settings: TrainSettings, out: Path, steps: int) -> dict[str, Any]:
     """TrainingArguments of every method."""
-    return {
+    return engine_arguments(recipe, settings) | {
         "output_dir": str(out / STATE),
         "max_steps": steps,
         "learning_rate": recipe.learning_rate,
@@ -364,24 +487,29 @@ def common_arguments(recipe: OptimizerRecipe, settings: TrainSettings, out: Path
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "average_tokens_across_devices": True,
-        "use_cpu": not torch.cuda.is_available(),
     }
 
 
 def run(trainer, keeper: Keeper, out: Path, base: Path, trainable: Trainable, columns: dict[str, str]) -> None:
     """Train to the end from the newest usable state, then write checkpoints.json, log.parquet and trained.json.
 
-    columns: names in the trainer's log -> names in log.parquet.
+    columns: names in the trainer's log -> names in log.parquet. Raises Interrupted when the job's time limit came
+    near or SIGTERM or SIGUSR1 asked for it, and the state is saved.
     """
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    state = usable_state(out / STATE)
-    written = json.loads((state / COMPLETE).read_text())["journals"] if state else {}
-    for journal in keeper.journals:
-        journal.cut(written[journal.path.name]["bytes"] if state else 0)
-    with disk_errors(out, keeper):
+    state = keeper.world.from_first(usable_state(out / STATE) if keeper.world.first else None)
+    if keeper.world.first:
+        written = json.loads((state / COMPLETE).read_text())["journals"] if state else {}
+        for journal in keeper.journals:
+            journal.cut(written[journal.path.name]["bytes"] if state else 0)
+    with disk_errors(out, keeper), stopping_on_signal(keeper):
         trainer.train(resume_from_checkpoint=str(state) if state else None)
+    if keeper.at < keeper.total:
+        raise Interrupted(f"saved after step {keeper.at} of {keeper.total}: {keeper.stop}", keeper.stop == TIME_LIMIT)
+    if not keeper.world.first:
+        return
     listing = [
         {"index": index, "step": step, "path": f"checkpoints/step-{step:06d}"}
         for index, step in enumerate(keeper.steps, start=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
@@ -17,6 +18,7 @@ from scalpel.chat import conversation, load_tokenizer
 from scalpel.config import GRPORecipe, TrainSettings
 from scalpel.data.answers import Grader
 from scalpel.errors import UserError
+from scalpel.launch.rollouts import Rollouts, full_weights
 from scalpel.methods import base as shared
 from scalpel.methods import rewards
 
@@ -49,39 +51,65 @@ ROLLOUTS = pa.schema(
 
 
 class JournalingGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer that writes down which questions each step really asked and what was answered."""
+    """GRPOTrainer that writes down which questions each step really asked and what was answered.
 
-    def __init__(self, *args, questions: shared.Journal, rollouts: shared.Journal, **kwargs):
-        self.questions, self.rollouts = questions, rollouts
+    With `servers` the completions come from them; their random numbers follow from seed, step and place alone.
+    """
+
+    def __init__(
+        self, *args, questions: shared.Journal, rollouts: shared.Journal, servers: Rollouts | None = None, **kwargs
+    ):
+        self.questions, self.rollouts, self.servers = questions, rollouts, servers
+        self.world = shared.World.here()
         super().__init__(*args, **kwargs)
 
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        if self.servers is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+        prompts = self.world.everyone(prompt_ids)[::num_generations]  # every question stands there once per completion
+        step = self.state.global_step
+        weights = full_weights(self.accelerator.unwrap_model(self.model))
+        completions = None
+        if self.world.first:
+            seeds = np.random.SeedSequence([self.args.seed, step]).generate_state(len(prompts) * num_generations, "u8")
+            seeds = (seeds >> 1).reshape(len(prompts), num_generations).tolist()
+            sampling = {
+                "max_tokens": self.max_completion_length,
+                "temperature": self.args.temperature,
+                "top_p": self.args.top_p,
+            }
+            groups = self.servers.complete(prompts, seeds, weights, step, sampling)
+            completions = [ids for group in groups for ids in group]
+        completions = self.world.from_first(completions)
+        start = self.world.rank * len(prompt_ids)
+        return completions[start : start + len(prompt_ids)], None
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        step = self.state.global_step + 1
-        self.questions.add(
-            [
-                {"step": step, "position": example["position"], "row": example["row"], "uuid": example["uuid"]}
-                for example in inputs[:: self.num_generations]
-            ]
-        )
-        self.rollouts.add(
-            [
-                {
-                    "step": step,
-                    "row": example["row"],
-                    "uuid": example["uuid"],
-                    "prompt": example["prompt"][0]["content"],
-                    "completion": completion[0]["content"],
-                    "accuracy_reward": None if accuracy != accuracy else accuracy,  # NaN: the gold has no answer
-                    "format_reward": form,
-                    "completion_ids": list(ids),
-                    "completion_length": len(ids),
-                }
-                for example, completion, ids, (accuracy, form) in zip(
-                    inputs, completions, completion_ids_list, scores.tolist(), strict=True
-                )
-            ]
-        )
+        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # of all ranks
+        step, start = self.state.global_step + 1, self.world.rank * len(inputs)
+        mine = scores[start : start + len(inputs)].tolist()
+        rows = [
+            {
+                "step": step,
+                "position": example["position"],
+                "row": example["row"],
+                "uuid": example["uuid"],
+                "prompt": example["prompt"][0]["content"],
+                "completion": completion[0]["content"],
+                "accuracy_reward": None if accuracy != accuracy else accuracy,  # NaN: the gold has no answer
+                "format_reward": form,
+                "completion_ids": list(ids),
+                "completion_length": len(ids),
+            }
+            for example, completion, ids, (accuracy, form) in zip(
+                inputs, completions, completion_ids_list, mine, strict=True
+            )
+        ]
+        rows = self.world.everyone(rows)
+        if self.world.first:
+            asked = rows[:: self.num_generations]
+            self.questions.add([{name: row[name] for name in shared.QUESTIONS.names} for row in asked])
+            self.rollouts.add([{name: row[name] for name in ROLLOUTS.names} for row in rows])
         return scores
 
 
@@ -97,9 +125,14 @@ def reward_functions(grader: Grader) -> list:
     return [accuracy, format]
 
 
-def micro_batch(recipe: GRPORecipe, sequences_per_device: int) -> int:
-    """The largest number of completions per micro-batch, up to the setting, that divides a step's."""
-    total = recipe.questions_per_step * recipe.generations
+def micro_batch(recipe: GRPORecipe, sequences_per_device: int, ranks: int = 1) -> int:
+    """The largest number of completions per micro-batch, up to the setting, that divides a rank's share of a step."""
+    total, left = divmod(recipe.questions_per_step * recipe.generations, ranks)
+    if left:
+        raise UserError(
+            f"{recipe.questions_per_step} questions x {recipe.generations} completions a step do not divide by "
+            f"{ranks} ranks; change train_settings.ranks, generations or questions_per_step."
+        )
     return max(size for size in range(1, min(total, sequences_per_device) + 1) if total % size == 0)
 
 
@@ -110,7 +143,7 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
     tokenizer = load_tokenizer(base)
     tokenizer.padding_side = "left"
-    model = shared.load_model(base, recipe.dtype)
+    model = shared.load_model(base, recipe.dtype, settings.engine)
     shared.freeze(model, recipe.trainable)
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
@@ -119,12 +152,14 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
             f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
             f"{room} positions; set filter.max_prompt_tokens to {room - recipe.max_completion_tokens} or less."
         )
-    size = micro_batch(recipe, settings.sequences_per_device)
-    accumulation = recipe.questions_per_step * recipe.generations // size
-    if recipe.loss_type == "bnpo" and accumulation > 1:
+    ranks = shared.World.here().ranks
+    size = micro_batch(recipe, settings.sequences_per_device, ranks)
+    accumulation = recipe.questions_per_step * recipe.generations // (size * ranks)
+    if recipe.loss_type == "bnpo" and accumulation * ranks > 1:
         raise UserError(
             "loss_type bnpo takes its token mean within each micro-batch, so the result would depend on the device; "
-            f"set train_settings.sequences_per_device to {size * accumulation} or use dapo, the mean over the step."
+            f"set train_settings.sequences_per_device to {size * accumulation * ranks} with one rank, or use dapo, the "
+            "mean over the step."
         )
     dataset = Dataset.from_list(
         [
@@ -140,7 +175,7 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
     )
     questions = shared.Journal(out / shared.STATE / "questions.jsonl", shared.QUESTIONS)
     rollouts = shared.Journal(out / shared.STATE / "rollouts.jsonl", ROLLOUTS)
-    keeper = shared.Keeper(out, base, saved_at, len(steps), settings.keep_state, [questions, rollouts])
+    keeper = shared.Keeper(out, base, saved_at, settings, recipe.dtype, [questions, rollouts])
     with Grader() as grader:
         trainer = JournalingGRPOTrainer(
             model=model,
@@ -169,7 +204,10 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
             callbacks=[keeper],
             questions=questions,
             rollouts=rollouts,
+            servers=Rollouts.of_environment(settings.server.start_seconds) if settings.server else None,
         )
         shared.run(trainer, keeper, out, base, recipe.trainable, COLUMNS)
+    if not keeper.world.first:
+        return
     questions.write_parquet(out / "questions.parquet")
     rollouts.write_parquet(out / "rollouts.parquet")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from accelerate.data_loader import DataLoaderShard
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
@@ -66,7 +67,11 @@ class ScheduledSFTTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         places = Places(self.train_dataset, self.schedule)
-        return self.accelerator.prepare(DataLoader(places, batch_sampler=self.micro_batches, collate_fn=self._collate))
+        world = shared.World.here()
+        mine = self.micro_batches[world.rank :: world.ranks]
+        return DataLoaderShard(
+            places, batch_sampler=mine, collate_fn=self._collate, device=self.accelerator.device, num_workers=0
+        )
 
     def _collate(self, examples: list[dict]) -> dict:
         batch = self.data_collator(examples)
@@ -74,20 +79,19 @@ class ScheduledSFTTrainer(SFTTrainer):
         return batch
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        positions = inputs.pop("position").tolist()
-        if positions == [BLANK]:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            for name in ("entropy", "mean_token_accuracy"):  # it has none
-                self._metrics["train"][name].pop()
-            return loss
+        world = shared.World.here()
+        positions = sorted(p for p in world.everyone(inputs.pop("position").tolist()) if p != BLANK)
         step = self.state.global_step + 1
-        self.journal.add(
-            [
-                {"step": step, "position": position, "row": row, "uuid": self.uuids[row]}
-                for position, row in ((position, self.schedule[position]) for position in positions)
-            ]
-        )
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if world.first:
+            rows = [(position, self.schedule[position]) for position in positions]
+            self.journal.add(
+                [{"step": step, "position": place, "row": row, "uuid": self.uuids[row]} for place, row in rows]
+            )
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not positions:
+            for name in ("entropy", "mean_token_accuracy"):  # of blanks alone there is none
+                self._metrics["train"][name].pop()
+        return loss
 
 
 def tokenized(tokenizer, rows: dict[int, dict], used: list[int], recipe: SFTRecipe) -> Dataset:
@@ -105,16 +109,16 @@ def tokenized(tokenizer, rows: dict[int, dict], used: list[int], recipe: SFTReci
     return Dataset.from_dict({"row": used, "input_ids": ids, "trained_from": trained_from})
 
 
-def micro_batches(steps: list[list[int]], sequences_per_device: int) -> tuple[list[list[int]], int]:
-    """Places of each micro-batch, and how many make a step: the trainer wants the same number for every step.
+def micro_batches(steps: list[list[int]], sequences_per_device: int, ranks: int = 1) -> tuple[list[list[int]], int]:
+    """Places of each micro-batch, and how many of each rank's make a step: the trainer wants the same for every step.
 
-    A step with fewer sequences than that is filled up with blank micro-batches.
+    Rank r takes every ranks-th micro-batch from the r-th on. A step with fewer sequences is filled up with blanks.
     """
-    accumulation = max(-(-len(step) // sequences_per_device) for step in steps)
+    accumulation = max(-(-len(step) // (sequences_per_device * ranks)) for step in steps)
     batches, start = [], 0
     for step in steps:
         places = np.arange(start, start + len(step))
-        batches += [part.tolist() or [BLANK] for part in np.array_split(places, accumulation)]
+        batches += [part.tolist() or [BLANK] for part in np.array_split(places, accumulation * ranks)]
         start += len(step)
     return batches, accumulation
 
@@ -125,12 +129,12 @@ def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, set
     steps = shared.schedule(recipe, rows, ordered, epochs)
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
     tokenizer = load_tokenizer(base)
-    model = shared.load_model(base, recipe.dtype)
+    model = shared.load_model(base, recipe.dtype, settings.engine)
     shared.freeze(model, recipe.trainable)
-    batches, accumulation = micro_batches(steps, settings.sequences_per_device)
+    batches, accumulation = micro_batches(steps, settings.sequences_per_device, shared.World.here().ranks)
     schedule = [row for step in steps for row in step]
     journal = shared.Journal(out / shared.STATE / "questions.jsonl", shared.QUESTIONS)
-    keeper = shared.Keeper(out, base, saved_at, len(steps), settings.keep_state, [journal])
+    keeper = shared.Keeper(out, base, saved_at, settings, recipe.dtype, [journal])
     trainer = ScheduledSFTTrainer(
         model=model,
         args=SFTConfig(
@@ -150,6 +154,8 @@ def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, set
         journal=journal,
     )
     shared.run(trainer, keeper, out, base, recipe.trainable, COLUMNS)
+    if not keeper.world.first:
+        return
     journal.write_parquet(out / "questions.parquet")
     log = pq.read_table(out / "log.parquet")
     tokens = [sum(rows[row]["tokens"] for row in step) for step in steps]

@@ -184,7 +184,8 @@ def kl_table(inputs: dict, theirs: claims.Evidence) -> str:
     return table(head, rows) + (
         '<p class="faint">± is the standard error over questions. The paper computed in bf16 and gives no '
         "solution-only value. All positions include the system prompt, the same in every question: the longer it is "
-        "(one token here at laptop scale), the more its memorisation weighs. sft_lr_1e-6 is the authors' unreported SFT at GRPO's learning rate.</p>"
+        "(one token here at laptop scale), the more its memorisation weighs. sft_lr_1e-6 is the authors' "
+        "unreported SFT at GRPO's learning rate.</p>"
     )
 
 

@@ -1,0 +1,123 @@
+"""Child processes of one job, here or on its other nodes: started, listened to, and ended, none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from scalpel.artifact import ROOT
+from scalpel.launch import slurm
+
+DEVICES = "SCALPEL_DEVICES"  # the GPUs a child may see; SLURM sets CUDA_VISIBLE_DEVICES anew for every step
+
+
+@dataclass
+class Child:
+    name: str
+    process: subprocess.Popen
+    listener: threading.Thread
+
+
+class Crew:
+    """Children by name. Leaving the `with` ends those that still run, with all they started."""
+
+    def __init__(self) -> None:
+        self.children: dict[str, Child] = {}
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name in list(self.children):
+            self.end(name)
+
+    def start(self, name: str, module: str, arguments: list[str], environment: dict[str, str], node: str | None = None):
+        """Run ``python -m module arguments`` here, or by srun on another `node` of this job."""
+        command = [sys.executable, "-m", module, *arguments]
+        if node is not None:
+            command = [
+                "srun", f"--jobid={slurm.job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
+                "--export=ALL", "--kill-on-bad-exit=1", *command,
+            ]  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+            start_new_session=True,
+        )
+        listener = threading.Thread(target=relay, args=(name, process.stdout), daemon=True, name=name)
+        listener.start()
+        self.children[name] = Child(name, process, listener)
+
+    def status(self, name: str) -> int | None:
+        """Exit status of a child, negative for a signal; None while it runs."""
+        return self.children[name].process.poll()
+
+    def signal(self, names: list[str], number: signal.Signals) -> None:
+        for name in names:
+            with contextlib.suppress(ProcessLookupError):
+                self.children[name].process.send_signal(number)
+
+    def end(self, name: str, seconds: float = 10.0) -> None:
+        """Close the child's standard input, which ends a server; kill what is left of its session after `seconds`."""
+        child = self.children.pop(name)
+        with contextlib.suppress(OSError):
+            child.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(seconds)
+        if child.process.poll() is None and "srun" in str(child.process.args[0]):
+            child.process.terminate()  # which srun passes on to its node
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.process.wait()
+        child.listener.join(timeout=5)
+
+    def kill(self, names: list[str]) -> None:
+        """End children that hold nothing worth saving, at once."""
+        for name in names:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.children[name].process.pid, signal.SIGKILL)
+
+
+def relay(name: str, stream) -> None:
+    """Print a child's lines as they come, under its name."""
+    for line in stream:
+        sys.stderr.write(f"[{name}] {line.decode(errors='replace').rstrip()}\n")
+        sys.stderr.flush()
+
+
+def settle_child() -> None:
+    """First thing in a child: end when the parent ends, however it ends, and see only the GPUs given."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1 and not slurm.job():
+        sys.exit("the launcher ended before its child began")
+    if DEVICES in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[DEVICES]
+
+
+def wait_for_end_of_input() -> None:
+    """Block until the launcher closes this process's standard input or ends."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+
+
+def until(seconds: float, condition, every: float = 0.2) -> bool:
+    """Whether `condition` came true within `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True

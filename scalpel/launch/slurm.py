@@ -1,0 +1,82 @@
+"""What a job asks SLURM about itself: its nodes, the time it has left, and to be queued again.
+
+Everything is asked of SLURM's commands rather than of the environment: Snakemake's job step passes on
+SLURM_JOB_ID and few other variables. Outside a job there is nothing to ask and every answer is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+
+SECONDS = 30.0  # that a SLURM command may take
+
+
+def job() -> str | None:
+    """The id of the job this process belongs to; None outside one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def ask(*words: str) -> str | None:
+    """What the command prints; None when it is absent, fails or takes too long."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def seconds_of(left: str) -> float | None:
+    """Seconds of SLURM's ``[days-][hours:]minutes:seconds``; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", left.strip())
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def deadline() -> float | None:
+    """When the job reaches its time limit, as time.time(); None without one."""
+    left = ask("squeue", "--noheader", "--jobs", job(), "--format", "%L") if job() else None
+    seconds = seconds_of(left) if left else None
+    return None if seconds is None else time.time() + seconds
+
+
+def state(job_id: str) -> str | None:
+    """RUNNING, PENDING, ...; empty when SLURM no longer knows the job, None when it cannot be asked."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job_id, "--states", "all", "--format", "%T"],
+            capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return "" if "Invalid job id" in done.stderr else None
+    return done.stdout.strip()
+
+
+def restarts() -> int:
+    """How often this job was queued again."""
+    text = ask("scontrol", "show", "job", job(), "--oneliner") if job() else None
+    found = re.search(r"\bRestarts=(\d+)", text or "")
+    return int(found[1]) if found else 0
+
+
+def requeue() -> bool:
+    """Queue this job again, which ends it here; False when SLURM refuses."""
+    return ask("scontrol", "requeue", job()) is not None if job() else False
+
+
+def nodes() -> list[str]:
+    """Names of this job's nodes, the one of the batch script first; empty outside a job."""
+    listed = ask("squeue", "--noheader", "--jobs", job(), "--format", "%N") if job() else None
+    return (ask("scontrol", "show", "hostnames", listed) or "").split() if listed else []
+
+
+def address(node: str) -> str:
+    """The network address SLURM knows the node by, else its name."""
+    found = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", node, "--oneliner") or "")
+    return found[1] if found else node

@@ -1,0 +1,164 @@
+"""One training job: the rollout servers, the ranks, and an end in which all of them have ended.
+
+The ranks are accelerate's (DeepSpeed ZeRO-2 or FSDP), started here rather than by accelerate's own launcher,
+which on SIGTERM kills its ranks after 30 s: a step of a 7B model takes longer, and they are to save first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalpel.config import TrainSettings
+from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.launch import slurm
+from scalpel.launch.crew import DEVICES, Crew
+from scalpel.launch.rollouts import PORTS_TRIED, SERVERS, TOKEN
+
+LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
+
+
+def supervise(directory: Path, base: Path, settings: TrainSettings, samples: bool) -> None:
+    """Train in `directory` with settings.ranks x settings.nodes ranks, and servers if the method `samples`.
+
+    Raises Interrupted when the ranks saved and stopped, UserError when a process failed; either way no process
+    of the job is left.
+    """
+    server = settings.server if samples else None
+    wanted = settings.nodes + (server.nodes if server else 0)
+    nodes = slurm.nodes() or [socket.gethostname()]
+    if wanted > len(nodes):
+        raise UserError(
+            f"train_settings need {wanted} nodes, the job has {len(nodes)}; raise resources.train.nodes of the scale."
+        )
+    here = nodes[0]
+    devices = visible_devices()
+    shared = server is not None and server.nodes == 0
+    served, rest = (devices[: server.gpus], devices[server.gpus :]) if shared else ([], devices)
+    if devices and len(rest) < settings.ranks:
+        raise UserError(
+            f"{here} gives the job {len(devices)} GPUs; {settings.ranks} ranks"
+            f"{f' and {server.gpus} for the rollout server' if shared else ''} need more: lower train_settings.ranks "
+            "or raise resources.train.gpus."
+        )
+    with Crew() as crew, noting_signals() as asked:
+        urls: dict[str, tuple[str, list[str], dict, str | None]] = {}
+        environment: dict[str, str] = {}
+        if server:
+            token = secrets.token_hex(16)
+            places = [here] if shared else nodes[settings.nodes : wanted]
+            gpus = [[gpu] for gpu in served] or [[str(gpu)] for gpu in range(server.gpus)] or [[]]
+            for place in places:
+                for number, mine in enumerate(gpus):
+                    name = f"server {len(urls)}" if len(places) * len(gpus) > 1 else "server"
+                    port = free_port() if place == here else PORTS_TRIED + number
+                    host = "127.0.0.1" if shared else slurm.address(place)
+                    url = f"http://{host}:{port}"
+                    arguments = [str(base), json.dumps(server.model_dump()), url]
+                    env = {TOKEN: token} | ({DEVICES: ",".join(mine)} if devices else {})
+                    urls[url] = (name, arguments, env, None if place == here else place)
+            for name, arguments, env, node in urls.values():
+                crew.start(name, "scalpel.launch.server", arguments, env, node)
+            environment = {SERVERS: json.dumps([*urls]), TOKEN: token}
+        ranks = start_ranks(crew, directory, settings, nodes, rest, environment)
+        watch(crew, directory, ranks, {name: rest for name, *rest in urls.values()}, settings, asked)
+
+
+def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str], devices, environment) -> list[str]:
+    """Start every rank; returns their names."""
+    world = settings.ranks * settings.nodes
+    master = "127.0.0.1" if settings.nodes == 1 else slurm.address(nodes[0])
+    common = environment | {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(settings.ranks),
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": str(settings.threads),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+    if not devices:
+        common |= {"DS_ACCELERATOR": "cpu"}
+    names = []
+    for rank in range(world):
+        node, local = divmod(rank, settings.ranks)
+        mine = {"RANK": str(rank), "LOCAL_RANK": str(local)}
+        if devices:
+            mine[DEVICES] = ",".join(devices)
+        names.append(f"rank {rank}")
+        crew.start(names[-1], "scripts.train_rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
+    return names
+
+
+def watch(crew: Crew, directory: Path, ranks: list[str], servers: dict, settings: TrainSettings, asked: dict) -> None:
+    """Until the ranks end: start a server that died again, pass SIGTERM on, and end all when one rank fails."""
+    restarts = settings.server.restarts if servers else 0
+    told = 0.0
+    while True:
+        ended = {name: crew.status(name) for name in ranks if crew.status(name) is not None}
+        failed = {name: status for name, status in ended.items() if status not in (0, AGAIN)}
+        if failed:
+            time.sleep(1.0)  # the others' own words about it
+            crew.kill(ranks)
+            name, status = next(iter(failed.items()))
+            how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
+            raise UserError(f"{name} of {directory} {how}; see its lines in the log. Started again, it goes on.")
+        if len(ended) == len(ranks):
+            break
+        for name, (arguments, environment, node) in servers.items():
+            if crew.status(name) is not None:
+                status = crew.status(name)
+                crew.end(name)
+                if not restarts:
+                    crew.kill(ranks)
+                    raise UserError(
+                        f"{name} ended with status {status} too often (train_settings.server.restarts); see its lines."
+                    )
+                restarts -= 1
+                print(f"{name} ended with status {status}: starting it again", file=sys.stderr, flush=True)
+                crew.start(name, "scalpel.launch.server", arguments, environment, node)
+        if asked.get("stop") and not told:
+            told = time.monotonic()
+            crew.signal(ranks, signal.SIGTERM)
+        if told and time.monotonic() - told > LAST_STEP_SECONDS:
+            crew.kill(ranks)
+            raise UserError(f"{directory}: the ranks did not stop within {LAST_STEP_SECONDS:.0f} s of being asked to.")
+        time.sleep(0.2)
+    if AGAIN in ended.values():
+        raise Interrupted("", requeue=not asked.get("stop"))
+
+
+@contextlib.contextmanager
+def noting_signals() -> Iterator[dict]:
+    """SIGTERM and SIGUSR1 set ``stop`` instead of ending this process."""
+    asked: dict = {}
+    before = {
+        number: signal.signal(number, lambda *_: asked.update(stop=True)) for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def visible_devices() -> list[str]:
+    """Names of the GPUs this job may use, as CUDA_VISIBLE_DEVICES takes them; empty without any."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    import torch
+
+    count = torch.cuda.device_count()
+    return [name for name in given.split(",") if name][:count] if given else [str(i) for i in range(count)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

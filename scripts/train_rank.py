@@ -1,0 +1,26 @@
+"""One rank of a training run, started by the launcher (scalpel/launch/supervise.py)."""
+
+import sys
+from pathlib import Path
+
+from scalpel.launch.crew import settle_child
+
+if __name__ == "__main__":
+    settle_child()
+    from scalpel.artifact import open_job, quiet_libraries
+    from scalpel.config import TrainSettings
+    from scalpel.errors import AGAIN, Interrupted, UserError
+
+    quiet_libraries()
+    try:
+        job = open_job(Path(sys.argv[1]))
+        job.settings.pop("gpus", None)
+        from scalpel.methods import train_job
+
+        train_job(job, TrainSettings.model_validate(job.settings))
+    except Interrupted as pause:
+        print(pause, file=sys.stderr)
+        sys.exit(AGAIN)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,217 @@
+"""Several ranks and a rollout server, for real on this machine: ZeRO-2 or FSDP over gloo, completions by transformers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scalpel.artifact import MANIFEST, Step, freeze
+from scalpel.config import GRPORecipe, SFTRecipe
+from scalpel.errors import AGAIN
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.ranks
+SFT = SFTRecipe(learning_rate=1e-3, sequences_per_step=6, epochs=2, checkpoints=2, max_tokens=400)
+GRPO = GRPORecipe(
+    learning_rate=1e-3, questions_per_step=2, generations=4, steps=4, checkpoints=2, max_completion_tokens=16,
+    temperature=1.0,
+)  # fmt: skip
+SERVER = {"engine": "transformers", "gpus": 0, "start_seconds": 120}
+RANKS = {"ranks": 2, "engine": "zero2", "sequences_per_device": 2}
+
+
+def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]:
+    """Finished base, data and order steps around files made elsewhere."""
+    steps = {"base": Step("base", "base", 1, {"of": "test"}), "data": Step("data", "questions", 1, {"of": "test"})}
+    steps["order"] = Step("order", "order", 1, {"of": "test"}, {"data": steps["data"]})
+    for role, files in {
+        "base": {"model": model},
+        "data": {"kept.parquet": data[0]},
+        "order": {"order.parquet": data[1]},
+    }.items():
+        freeze(steps[role], root)
+        for name, path in files.items():
+            (root / steps[role].directory / name).symlink_to(path)
+        (root / steps[role].directory / MANIFEST).write_text("{}")
+    return steps
+
+
+class Run:
+    """A train step in a results directory of its own, carried out by its stage program."""
+
+    def __init__(self, root: Path, recipe, settings: dict, model: Path, data):
+        root.mkdir()
+        step = Step("train", "run", 1, recipe.model_dump(mode="json"), results(root, model, data), settings)
+        freeze(step, root)
+        self.root, self.directory = root, root / step.directory
+
+    def start(self) -> subprocess.Popen:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "scripts.train", str(self.directory)],
+            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=self.root,
+            stderr=subprocess.STDOUT,
+            stdout=open(self.root / "log", "a"),  # noqa: SIM115
+        )
+
+    def finish(self) -> "Run":
+        assert self.start().wait(timeout=300) == 0, self.log()
+        return self
+
+    def log(self) -> str:
+        return (self.root / "log").read_text()[-6000:]
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array(pq.read_table(self.directory / "log.parquet").column(name).to_pylist())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        last = json.loads((self.directory / "checkpoints.json").read_text())[-1]
+        return load_file(self.directory / last["path"] / "model.safetensors")
+
+    def processes(self) -> list[int]:
+        """Processes whose command line names this run or its base model."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes()
+            except OSError:
+                continue
+            if str(self.root).encode() in line:
+                found.append(int(path.parent.name))
+        return found
+
+
+def assert_same_training(run: Run, reference: Run) -> None:
+    np.testing.assert_allclose(run.column("loss"), reference.column("loss"), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(run.column("grad_norm"), reference.column("grad_norm"), rtol=1e-3)
+    for name, tensor in reference.weights().items():
+        torch.testing.assert_close(run.weights()[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    mine, theirs = (pq.read_table(r.directory / "questions.parquet").sort_by("position") for r in (run, reference))
+    assert mine.equals(theirs)
+
+
+@pytest.fixture(scope="module")
+def make(tiny_base, tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    numbers = iter(range(100))
+    return lambda recipe, settings: Run(folder / f"run{next(numbers)}", recipe, settings, tiny_base, tiny_data)
+
+
+@pytest.fixture(scope="module")
+def sft(make) -> Run:
+    return make(SFT, {"sequences_per_device": 6}).finish()
+
+
+@pytest.fixture(scope="module")
+def grpo(make) -> Run:
+    """One rank whose completions come from the server: what more ranks are compared with."""
+    return make(GRPO, {"sequences_per_device": 8, "server": SERVER}).finish()
+
+
+@pytest.mark.parametrize("engine", ["zero2", "fsdp"])
+def test_ranks_train_as_one(engine, make, sft):
+    """The last step has fewer sequences than ranks x micro-batch: blanks fill it."""
+    run = make(SFT, RANKS | {"engine": engine}).finish()
+    assert_same_training(run, sft)
+    assert not run.processes()
+
+
+def test_ranks_with_a_server_train_as_one(make, grpo):
+    run = make(GRPO, RANKS | {"server": SERVER}).finish()
+    assert_same_training(run, grpo)
+    names = ["step", "row", "completion"]
+    assert pq.read_table(run.directory / "rollouts.parquet", columns=names).equals(
+        pq.read_table(grpo.directory / "rollouts.parquet", columns=names)
+    )
+
+
+def rank_or_server(run: Run, what: str) -> list[int]:
+    return [pid for pid in run.processes() if what.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(condition, process: subprocess.Popen, run: Run):
+    while not condition():
+        assert process.poll() is None, run.log()
+        time.sleep(0.05)
+
+
+def test_server_killed_while_it_writes_completions(make, grpo):
+    run = make(GRPO, RANKS | {"server": SERVER})
+    process = run.start()
+    for step in (1, 3):
+        journal = run.directory / "state" / "rollouts.jsonl"
+        wait_for(lambda s=step: journal.exists() and f'"step": {s}' in journal.read_text(), process, run)
+        servers = rank_or_server(run, "scalpel.launch.server")
+        assert len(servers) == 1
+        os.kill(servers[0], signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, run.log()
+    assert_same_training(run, grpo)
+    assert run.log().count("starting it again") == 2 and not run.processes()
+
+
+def test_server_that_keeps_dying_ends_the_job(make):
+    broken = SERVER | {"engine": "vllm", "restarts": 1}  # vLLM is not installed here
+    run = make(GRPO, RANKS | {"server": broken})
+    started = time.monotonic()
+    assert run.start().wait(timeout=120) == 2
+    assert "too often (train_settings.server.restarts)" in run.log() and "Traceback" in run.log()
+    assert time.monotonic() - started < 100 and not run.processes()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_ended_in_the_middle_goes_on_where_it_was(name, make, grpo):
+    """SIGKILL of a rank fails the job and ends the others; SIGTERM of the job saves and exits with AGAIN."""
+    run = make(GRPO, RANKS | {"server": SERVER})
+    process = run.start()
+    wait_for(lambda: list(run.directory.glob("state/checkpoint-*/complete.json")), process, run)
+    if name == "SIGKILL":
+        os.kill(rank_or_server(run, "scripts.train_rank")[0], signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) == (2 if name == "SIGKILL" else AGAIN), run.log()
+    assert ("was ended by signal 9" if name == "SIGKILL" else "saved after step") in run.log()
+    assert not run.processes() and not (run.directory / MANIFEST).exists()
+    run.finish()
+    assert "going on from step" in run.log()
+    assert_same_training(run, grpo)
+
+
+def test_launcher_killed_leaves_no_process(make):
+    run = make(GRPO, RANKS | {"server": SERVER})
+    process = run.start()
+    wait_for(lambda: (run.directory / "state" / "rollouts.jsonl").exists(), process, run)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while run.processes() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not run.processes()
+
+
+def test_one_process_stops_for_its_time_limit_and_goes_on_bitwise(make, tmp_path):
+    """A squeue that says how much time is left stands for SLURM's; the job is asked to be queued again."""
+    reference = make(SFT, {"sequences_per_device": 6}).finish()
+    run = make(SFT, {"sequences_per_device": 6, "stop_before_seconds": 600})
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    for command, line in {"squeue": "echo 10:03", "scontrol": f'echo "$@" >> {tmp_path}/asked; kill -9 $PPID'}.items():
+        (fake / command).write_text(f"#!/bin/sh\n{line}\n")
+        (fake / command).chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{fake}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = [sys.executable, "-m", "scripts.train", str(run.directory)]
+    assert subprocess.run(command, env=environment, cwd=run.root, capture_output=True).returncode == -signal.SIGKILL
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert list(run.directory.glob("state/checkpoint-*")) and not (run.directory / MANIFEST).exists()
+    run.finish()
+    manifests = [json.loads((r.directory / MANIFEST).read_text())["files"] for r in (run, reference)]
+    assert manifests[0] == manifests[1]
