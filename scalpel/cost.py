@@ -42,7 +42,7 @@ QUESTIONS = {
 CHOICES = {"mmlu": 4, "mmlu_pro": 10}  # answers that `formulation: cloze` reads one by one; letters need one pass
 KEPT_ROWS = 69_132  # CN-K12 rows of OpenR1-Math-220k up to 4096 tokens, by the paper; our filter drops some more
 
-STATE_BYTES = 16  # of each parameter: float32 master weight and two moments (12), bfloat16 model twice (4)
+STATE_BYTES = 16  # of each parameter, at most: float32 weight and two moments (12), bfloat16 model twice under ZeRO-2
 CHARACTERS = 4  # bytes of text a token stands for
 FETCHED_ROWS = 5e9  # bytes of a hub dataset of training rows: assumed
 FETCHED_QUESTIONS = 1e8  # bytes of a hub file of evaluation questions: assumed

@@ -330,7 +330,7 @@ def layout(plan: Plan) -> Iterator[Finding]:
 
 
 def health(expected_gpus: int) -> list[str]:
-    """Problems of this node's GPUs, empty when there are none; with 0 expected nothing is looked at.
+    """Problems of this node's GPUs, a sentence each, empty when there are none; with 0 expected nothing is looked at.
 
     The product of two matrices is made on every device in a process of its own, because a device that hangs
     cannot be interrupted.
@@ -339,14 +339,14 @@ def health(expected_gpus: int) -> list[str]:
         return []
     node = platform.node()
     if not shutil.which("nvidia-smi"):
-        return [f"nvidia-smi is not on PATH of node {node}"]
+        return [f"nvidia-smi is not on PATH of node {node}."]
     found, complaint = nvidia_smi()
-    problems = [f"{complaint} (node {node})"] if complaint else []
+    problems = [f"{complaint} (node {node})."] if complaint else []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if all(any(gpu.index == index for gpu in found) for index in visible):
         found = [gpu for gpu in found if gpu.index in visible]  # others of a shared node are not ours to judge
     if len(found) < expected_gpus:
-        problems.append(f"node {node} shows {len(found)} GPUs, not the {expected_gpus} of the job")
+        problems.append(f"node {node} shows {len(found)} GPUs, not the {expected_gpus} of the job.")
     return (problems + ecc_problems(found, node)) or products(node)
 
 
@@ -360,13 +360,13 @@ def products(node: str) -> list[str]:
         out, errors = child.communicate(timeout=IMPORT_SECONDS + PRODUCT_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()  # and not waited for: a process that hangs in the driver does not end
-        return [f"trying the GPUs of node {node} took more than {IMPORT_SECONDS + PRODUCT_SECONDS:.0f} s"]
+        return [f"trying the GPUs of node {node} took more than {IMPORT_SECONDS + PRODUCT_SECONDS:.0f} s."]
     if child.returncode == -signal.SIGALRM:
-        return [f"a GPU of node {node} gave no product of two matrices in {PRODUCT_SECONDS} s"]
+        return [f"a GPU of node {node} gave no product of two matrices in {PRODUCT_SECONDS} s."]
     if child.returncode:
         last = (errors.strip().splitlines() or ["no message"])[-1]
-        return [f"the GPUs of node {node} could not be tried: {last}"]
-    return [f"{problem} (node {node})" for problem in json.loads(out.splitlines()[-1])]
+        return [f"the GPUs of node {node} could not be tried: {last}."]
+    return [f"{problem} (node {node})." for problem in json.loads(out.splitlines()[-1])]
 
 
 def product_problems(devices: list[str]) -> list[str]:
@@ -376,7 +376,7 @@ def product_problems(devices: list[str]) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(SIDE, SIDE, generator=generator).bfloat16() for _ in range(2))
     expected = left.float() @ right.float()
-    tolerance = 0.01 * expected.abs().max()  # a bfloat16 result is rounded to 1 part in 256
+    tolerance = 0.02 * expected.abs().max()  # bfloat16 keeps 1 part in 256, and cuBLAS may add partial sums in it
     problems, results = [], {}
     for device in devices:
         try:

@@ -1,4 +1,4 @@
-"""Several ranks and a rollout server, for real on this machine: ZeRO-2 or FSDP over gloo, completions by transformers."""
+"""Several ranks and a rollout server, for real here: ZeRO-2 or FSDP over gloo, completions by transformers."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class Run:
             env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             cwd=self.root,
             stderr=subprocess.STDOUT,
-            stdout=open(self.root / "log", "a"),  # noqa: SIM115
+            stdout=open(self.root / "log", "a"),
         )
 
     def finish(self) -> "Run":
@@ -148,8 +148,8 @@ def wait_for(condition, process: subprocess.Popen, run: Run):
 def test_server_killed_while_it_writes_completions(make, grpo):
     run = make(GRPO, RANKS | {"server": SERVER})
     process = run.start()
+    journal = run.directory / "state" / "rollouts.jsonl"
     for step in (1, 3):
-        journal = run.directory / "state" / "rollouts.jsonl"
         wait_for(lambda s=step: journal.exists() and f'"step": {s}' in journal.read_text(), process, run)
         servers = rank_or_server(run, "scalpel.launch.server")
         assert len(servers) == 1
@@ -204,7 +204,7 @@ def test_one_process_stops_for_its_time_limit_and_goes_on_bitwise(make, tmp_path
     run = make(SFT, {"sequences_per_device": 6, "stop_before_seconds": 600})
     fake = tmp_path / "bin"
     fake.mkdir()
-    for command, line in {"squeue": "echo 10:03", "scontrol": f'echo "$@" >> {tmp_path}/asked; kill -9 $PPID'}.items():
+    for command, line in {"squeue": "echo 0:01", "scontrol": f'echo "$@" >> {tmp_path}/asked; kill -9 $PPID'}.items():
         (fake / command).write_text(f"#!/bin/sh\n{line}\n")
         (fake / command).chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{fake}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}

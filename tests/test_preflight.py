@@ -136,9 +136,10 @@ def test_evaluation_and_kl_by_brute_force(tmp_path):
     written = (30 + 500 + 1319 + 198 + 541) * 2048
     one = (2 * n * read / (PEAK * BUSY) + 2 * n * written / (PEAK * WRITING)) / 3600
     found = row(cost, "evaluate")
-    assert found.jobs == 1 + 6 * 4
+    shards = p.config.scale.evaluation_shards
+    assert found.jobs == 1 + 6 * shards
     assert found.gpu_hours == pytest.approx((1 + 6 * 20) * one)
-    assert found.longest == pytest.approx(5 * one)
+    assert found.longest == pytest.approx(20 / shards * one)
     assert row(cost, "kl").gpu_hours == pytest.approx(6 * 21 * 500 * 355 * 2 * n / (67e12 * BUSY) / 3600)
 
 
@@ -186,7 +187,8 @@ def test_a_finished_data_result_is_exact_and_finished_steps_cost_nothing(tmp_pat
 
 
 def test_pins_of_a_lock():
-    lock = "a==1.0 \\\n    --hash=sha256:00\nb[x]==2 ; sys_platform == 'emscripten' \\\nc.d==3+cpu ; python_version > '3' \\\n"
+    hashed = "a==1.0 \\\n    --hash=sha256:00\n"
+    lock = hashed + "b[x]==2 ; sys_platform == 'emscripten' \\\nc.d==3+cpu ; python_version > '3' \\\n"
     assert preflight.read_pins(lock) == {"a": "1.0", "c.d": "3+cpu"}
     assert len(preflight.read_pins((ROOT / "envs" / "laptop.lock").read_text())) > 100
 
@@ -285,7 +287,6 @@ def test_health(programs, monkeypatch):
     assert preflight.health(8) == []
     programs("nvidia-smi", smi("[N/A]", "[N/A]"))
     assert preflight.nvidia_smi()[0][1] == ("1", "NVIDIA H100 80GB HBM3", 81559, "580.65.06", None)
-    assert ["7 GPUs, not the 8" in p for p in preflight.health(8)] or True
     programs("nvidia-smi", smi(*[0] * 7))
     assert "shows 7 GPUs, not the 8" in preflight.health(8)[0]
     programs("nvidia-smi", smi(0, 3))
@@ -369,7 +370,7 @@ def test_what_sbatch_is_asked(programs, tmp_path):
 def test_only_the_jobs_that_are_refused_are_named(programs, tmp_path):
     programs(
         "sbatch",
-        'case "$*" in *--gpus=h100:8*) echo "allocation failure: Requested node configuration is not available" >&2; exit 1;; esac',
+        'case "$*" in *--gpus=h100:8*) echo "Requested node configuration is not available" >&2; exit 1;; esac',
     )
     (sentence,) = preflight.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
     assert "jobs of train (8 GPUs" in sentence and "evaluate" not in sentence
