@@ -1,5 +1,6 @@
 """Scalpel: what do SFT and RL each do to a language model? The table of contents of the experiment."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,19 +8,26 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from scalpel.config import STAGES, load
+from scalpel.config import load, load_site, thaw
 from scalpel.errors import UserError
 from scalpel.plan import Plan
+from scalpel.preflight import site_refusals
+from workflow.slurm import teach
 
+# A job that was submitted reads the configuration its plan was made from, whatever config.yaml says by now.
+FROZEN = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
+if not FROZEN:
 
-configfile: "config.yaml"
+    configfile: "config.yaml"
 
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
 try:
-    plan = Plan(load(config, WORKFLOW), WORKFLOW)
+    plan = Plan(thaw(FROZEN) if FROZEN else load(config, WORKFLOW), WORKFLOW)
+    site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+teach(plan, site, site_refusals)
 
 
 wildcard_constraints:
@@ -29,7 +37,7 @@ wildcard_constraints:
 
 
 onstart:
-    plan.freeze()
+    os.environ["SCALPEL_CONFIG"] = str(plan.freeze())
 
 
 rule all:

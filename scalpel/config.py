@@ -337,6 +337,8 @@ class Site(Strict):
     qos: str | None = None
     gpu_model: str | None = None  # as the cluster calls it in gres, h100; None: any
     constraint: str | None = None  # of jobs with GPUs
+    max_runtime: Positive | None = None  # minutes; a retried job asks for more time, up to this
+    max_mem_mb: Positive | None = None  # likewise
 
 
 class Scale(Strict):
@@ -384,7 +386,7 @@ class Config(Strict):
     scale_name: str
     scale: Scale
     studies: dict[str, Study]
-    runs: dict[str, SFTRecipe | GRPORecipe]
+    runs: dict[str, Annotated[SFTRecipe | GRPORecipe, Field(discriminator="method")]]
 
 
 # ---------------------------------------------------------------- loading
@@ -422,6 +424,18 @@ def load(raw: dict, workflow: Path) -> Config:
     if scale.evaluation_files.kind == "files" and "math_500" not in scale.evaluation_files.files:
         raise UserError(f"{scale_file.name}: evaluation_files needs math_500, whose questions the KL stage uses.")
     return Config(scale_name=user.scale, scale=scale, studies=studies, runs=runs)
+
+
+def freeze(config: Config) -> str:
+    """JSON text from which `thaw` makes the same Config, whatever has become of the files it was loaded from."""
+    return config.model_dump_json(indent=1)
+
+
+def thaw(path: Path | str) -> Config:
+    try:
+        return Config.model_validate_json(Path(path).read_text())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{path} is missing or damaged ({type(error).__name__}); start snakemake again.") from None
 
 
 def load_site(path: Path, environment: Mapping[str, str]) -> Site:

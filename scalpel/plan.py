@@ -26,6 +26,7 @@ from scalpel.config import (
     ToyModel,
     ToySource,
 )
+from scalpel.config import freeze as freeze_config
 from scalpel.errors import UserError
 
 VERSIONS = {
@@ -92,7 +93,9 @@ class Plan:
     # ------------------------------------------------------------ building
 
     def _step(self, stage: str, name: str, recipe: dict, inputs: dict[str, Step], settings: dict | None = None) -> Step:
-        step = Step(stage, name, VERSIONS[stage], recipe, inputs, settings or {})
+        gpus = self.resources_of_stage(stage).gpus
+        settings = (settings or {}) | ({"gpus": gpus} if gpus else {})  # each job checks them first
+        step = Step(stage, name, VERSIONS[stage], recipe, inputs, settings)
         known = self.steps.setdefault(step.digest, step)
         if known.stage != stage or known.name != name:
             raise UserError(f"{stage} {name} and {known.stage} {known.name} have the same digest; rename one.")
@@ -260,6 +263,13 @@ class Plan:
     def resources_of_stage(self, stage: str) -> StageResources:
         return self.config.scale.resources.get(stage, StageResources())
 
+    def nodes_of_stage(self, stage: str) -> int:
+        """Nodes of one job of the stage."""
+        settings = self.config.scale.train_settings
+        if stage != "train":
+            return 1
+        return settings.nodes + (settings.server.nodes if settings.server else 0)
+
     def targets(self, study: str) -> list[str]:
         return [
             f"results/figures/{study}/{name}.pdf"
@@ -267,8 +277,16 @@ class Plan:
             if owner == study and name != "report"
         ] + [f"results/report/{study}/index.html"]
 
-    def freeze(self) -> None:
-        """Write the recipe of every step and drawing, so that a queued job outlives an edited config."""
+    def freeze(self) -> Path:
+        """Write the config and the recipe of every step and drawing, so that a queued job outlives an edited config.
+
+        Returns the frozen config's path (scalpel.config.thaw reads it).
+        """
+        text = freeze_config(self.config)
+        frozen = self.root / f"results/configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not frozen.exists():
+            frozen.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(frozen, text + "\n")
         for step in self.steps.values():
             freeze(step, self.root)
         for drawing in self.drawings.values():
@@ -277,6 +295,7 @@ class Plan:
             if not path.exists() or path.read_text() != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, text)
+        return frozen.resolve()
 
 
 def file_digest(path: Path) -> str:

@@ -5,17 +5,30 @@ def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
     return (
         f"PYTHONPATH={workflow.basedir} OMP_NUM_THREADS={{threads}} {sys.executable} -m scripts.{program} {argument}"
-        " 2>&1 | tee {log} | sed -u 's/^/[{rule} {wildcards[0]}] /'"
+        # What shows and keeps the lines outlives SIGTERM, which SLURM sends to all processes of a job: a run saves then.
+        " 2>&1 | (trap '' TERM; tee -a {log} | sed -u 's/^/[{rule} {wildcards[0]}] /')"
     )
 
 
 def resources(stage):
-    given = plan.resources_of_stage(stage)
-    return dict(
-        mem_mb=given.mem_mb,
-        runtime=given.runtime,
-        **({"gpu": given.gpus, "nodes": 1} if given.gpus else {}),
+    """A stage's resources; time and memory grow by half with every attempt, up to what the site allows."""
+    given, nodes = plan.resources_of_stage(stage), plan.nodes_of_stage(stage)
+
+    def growing(amount, most):
+        return lambda wildcards, attempt: min(round(amount * (1 + (attempt - 1) / 2)), most or amount * 99)
+
+    wanted = dict(
+        mem_mb=growing(given.mem_mb, site.max_mem_mb),
+        runtime=growing(given.runtime, site.max_runtime),
+        slurm_account=site.account,
+        slurm_partition=site.gpu_partition if given.gpus else site.partition,
+        qos=site.qos,
+        nodes=nodes if given.gpus or nodes > 1 else None,
+        gpu=given.gpus * nodes or None,
+        gpu_model=site.gpu_model if given.gpus else None,
+        constraint=site.constraint if given.gpus else None,
     )
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def threads(stage):

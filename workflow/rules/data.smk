@@ -8,6 +8,7 @@ rule fetch:
         "results/fetch/{name}-{digest}/manifest.json",
     log:
         "results/logs/fetch/{name}-{digest}.log",
+    localrule: True  # compute nodes may have no network
     threads: threads("fetch")
     resources:
         **resources("fetch"),

@@ -1,0 +1,123 @@
+"""What Snakemake's SLURM executor (plugin 2.8) does not do by itself, taught to it when it is loaded.
+
+* A job that an earlier start submitted and that still waits or runs is adopted, not submitted again. It is known
+  by its working directory and its comment, which names rule and wildcards, digest included.
+* Jobs that were preempted with PreemptMode=CANCEL, cancelled (``CANCELLED by 0``), lost with a node that SLURM
+  does not requeue, or forgotten by SLURM count as ended: by themselves they are waited for without end.
+* Nodes whose GPUs failed the check at a job's start are excluded from later submissions.
+* Before the first submission SLURM is asked whether it would take the plan's jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from scalpel.artifact import UNHEALTHY
+
+GRACE_SECONDS = 60.0  # for SLURM to queue a preempted job again, or to show a new one in its accounting
+WAITING = "PENDING,RUNNING,SUSPENDED,CONFIGURING,REQUEUED,REQUEUE_HOLD,RESIZING,SIGNALING,STOPPED"
+
+
+def teach(plan, site, refusals) -> None:
+    """Change the plugin's executor, if it is installed. `refusals(plan, site)`: sentences, empty when SLURM agrees."""
+    try:
+        import snakemake_executor_plugin_slurm as plugin
+        from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+        from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
+    except ImportError:
+        return
+    base = plugin.Executor
+    if base.__name__ == "TaughtExecutor":  # the Snakefile is read more than once in a process
+        base = base.__base__
+    original_query = getattr(plugin.query_job_status, "original", plugin.query_job_status)
+
+    class TaughtExecutor(base):
+        def __post_init__(self, *args, **kwargs):
+            found = refusals(plan, site)
+            if found:
+                raise WorkflowError(" ".join(found))
+            self.adopted: set[str] = set()
+            self.since: dict[str, float] = {}  # when a job was first seen to be stuck
+            super().__post_init__(*args, **kwargs)
+            TaughtExecutor.current = self
+
+        def run_job(self, job):
+            self._failed_nodes |= unhealthy_nodes()
+            rule = f"rule_{job.name}"
+            wildcards = get_job_wildcards(job)
+            comment = f"{rule}_wildcards_{wildcards}" if wildcards else rule
+            known = None if job.is_group() else waiting_job(comment, str(self.workflow.workdir_init))
+            if known is None:
+                return super().run_job(job)
+            log = self.slurm_logdir / rule / wildcards / f"{known}.log"
+            self.logger.info(f"SLURM job {known} of an earlier start does job {job.jobid} already: waiting for it.")
+            self.adopted.add(known)
+            self._report_job_submission_threadsafe(
+                SubmittedJobInfo(job, external_jobid=known, aux={"slurm_logfile": log})
+            )
+
+        async def check_active_jobs(self, active_jobs):
+            self.active = {job.external_jobid for job in active_jobs}
+            async for job in super().check_active_jobs(active_jobs):
+                yield job
+
+    async def query_job_status(command, logger):
+        states, seconds = await original_query(command, logger)
+        executor = TaughtExecutor.current
+        if states is None:
+            return states, seconds
+        theirs = executor.adopted & executor.active
+        if theirs:
+            name = command.split("--name ", 1)[1].split()[0]
+            more, _ = await original_query(command.replace(f"--name {name}", f"--jobs {','.join(theirs)}"), logger)
+            states |= more or {}
+        return settled(states, executor.active, executor.since, time.monotonic()), seconds
+
+    query_job_status.original = original_query
+    plugin.Executor = TaughtExecutor
+    plugin.query_job_status = query_job_status
+
+
+def settled(states: dict[str, str], active: set[str], since: dict[str, float], now: float) -> dict[str, str]:
+    """SLURM's states in the words the plugin knows; stuck jobs count as ended after GRACE_SECONDS.
+
+    since: when each stuck job was first seen so, kept between calls. A job that SLURM does not know counts as
+    completed: Snakemake then looks whether its result is there.
+    """
+    found = {job: state.split()[0].rstrip("+") for job, state in states.items() if state.strip()}
+    for job in active:
+        state = found.get(job)
+        if state in ("PREEMPTED", "NODE_FAIL", "REVOKED", None):
+            if now - since.setdefault(job, now) >= GRACE_SECONDS:
+                found[job] = "COMPLETED" if state is None else "FAILED"
+        else:
+            since.pop(job, None)
+    return found
+
+
+def waiting_job(comment: str, workdir: str) -> str | None:
+    """Id of a job of this checkout that waits or runs and has this comment; None when there is none."""
+    command = ["squeue", "--noheader", "--states", WAITING, "--format", "%i|%Z|%k"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    here = os.path.realpath(workdir)
+    for line in done.stdout.splitlines():
+        job, where, said = (line.split("|", 2) + ["", ""])[:3]
+        if said == comment and os.path.realpath(where) == here:
+            return job
+    return None
+
+
+def unhealthy_nodes() -> set[str]:
+    """Nodes that a job's health check marked; remove the node's file to use it again."""
+    try:
+        return {path.name for path in Path("results", UNHEALTHY).iterdir() if not path.name.startswith(".")}
+    except OSError:
+        return set()
