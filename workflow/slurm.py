@@ -109,7 +109,7 @@ def waiting_job(comment: str, workdir: str) -> str | None:
         return None
     here = os.path.realpath(workdir)
     for line in done.stdout.splitlines():
-        job, where, said = (line.split("|", 2) + ["", ""])[:3]
+        job, where, said = [*line.split("|", 2), "", ""][:3]
         if said == comment and os.path.realpath(where) == here:
             return job
     return None

@@ -177,6 +177,7 @@ class Server(http.server.ThreadingHTTPServer):
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError):  # a client that went away is no failure of the server's
             super().handle_error(request, client_address)
+            os._exit(1)  # an engine that failed is not asked again: the launcher starts another
 
 
 def main() -> None:

@@ -317,7 +317,8 @@ class Keeper(TrainerCallback):
         self.last = self.started = time.monotonic()
 
     def on_train_begin(self, args, state, control, **_):
-        self.first, self.started = state.global_step, time.monotonic()
+        self.first = self.at = state.global_step
+        self.started = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
         self.at = state.global_step
