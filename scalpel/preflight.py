@@ -397,12 +397,13 @@ def product_problems(devices: list[str]) -> list[str]:
 # ---------------------------------------------------------------- SLURM
 
 
-def job_shapes(plan: Plan) -> dict[tuple[int, int, int, int], list[str]]:
-    """(threads, mem_mb, runtime, gpus) -> the stages of unfinished steps that ask for it."""
-    shapes: dict[tuple[int, int, int, int], list[str]] = {}
+def job_shapes(plan: Plan) -> dict[tuple[int, int, int, int, int], list[str]]:
+    """(threads, mem_mb, runtime, gpus, nodes) -> the stages of unfinished steps that ask for it; gpus of each node."""
+    shapes: dict[tuple[int, int, int, int, int], list[str]] = {}
     for stage in dict.fromkeys(step.stage for step in missing(plan)):
         held: StageResources = plan.resources_of_stage(stage)
-        shapes.setdefault((held.threads, held.mem_mb, held.runtime, held.gpus), []).append(stage)
+        shape = (held.threads, held.mem_mb, held.runtime, held.gpus, plan.nodes_of_stage(stage))
+        shapes.setdefault(shape, []).append(stage)
     return shapes
 
 
@@ -436,9 +437,11 @@ def site_refusals(plan: Plan, site: Site) -> list[str]:
         return ["sbatch is not on PATH; run this on a login node of the cluster."]
     refused: dict[tuple[str, str, str], list[str]] = {}
     limits = partition_limits()
-    for (threads, mem_mb, runtime, count), stages in job_shapes(plan).items():
-        message = sbatch_complaint(site, threads, mem_mb, runtime, count)
+    for (threads, mem_mb, runtime, count, nodes), stages in job_shapes(plan).items():
+        message = sbatch_complaint(site, threads, mem_mb, runtime, count, nodes)
         name, limit = limits.get((site.gpu_partition if count else site.partition) or "", ("", None))
+        if message and re.search("node configuration is not available", message) and nodes_out(name):
+            continue  # it would take the job and let it wait for those nodes; if not, sbatch says so
         if message:
             fitting = ((a, b or a) for pattern, a, b in REFUSALS if re.search(pattern, message, re.IGNORECASE))
             what = next(fitting, (f"the fields {SITE}",) * 2)[bool(count)]
@@ -446,7 +449,8 @@ def site_refusals(plan: Plan, site: Site) -> list[str]:
             what, message = f"`runtime` {SCALE}", f"partition {name} ends jobs after {limit / 60:.0f} min"
         else:
             continue
-        asked = f" ({count} GPUs, {threads} CPUs, {mem_mb} MB, {runtime} min)" if SCALE in what else ""
+        many = f"{nodes} nodes of " if nodes > 1 else ""
+        asked = f" ({many}{count} GPUs, {threads} CPUs, {mem_mb} MB, {runtime} min)" if SCALE in what else ""
         refused.setdefault((what, message, asked), []).extend(stages)
     given = ", ".join(f"{field} {value}" for field, value in site.model_dump().items() if value) or "nothing"
     return [
@@ -456,18 +460,18 @@ def site_refusals(plan: Plan, site: Site) -> list[str]:
     ]
 
 
-def sbatch_complaint(site: Site, threads: int, mem_mb: int, runtime: int, count: int) -> str | None:
+def sbatch_complaint(site: Site, threads: int, mem_mb: int, runtime: int, count: int, nodes: int) -> str | None:
     """SLURM's complaint about such a job, None when it would take it."""
     options = {
         "account": site.account,
         "partition": site.gpu_partition if count else site.partition,
         "qos": site.qos,
         "constraint": site.constraint if count else None,
-        "gpus": (f"{site.gpu_model}:{count}" if site.gpu_model else str(count)) if count else None,
+        "gpus": (f"{site.gpu_model}:" if site.gpu_model else "") + str(count * nodes) if count else None,
         "time": runtime,
         "mem": f"{mem_mb}M",
         "cpus-per-task": threads,
-        "nodes": 1,
+        "nodes": nodes,
     }
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     try:
@@ -484,6 +488,12 @@ def sbatch_complaint(site: Site, threads: int, mem_mb: int, runtime: int, count:
         return None
     said = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(said)) or f"exit status {done.returncode}"
+
+
+def nodes_out(partition: str) -> bool:
+    """Whether nodes of the partition are down or drained: --test-only does not count them as there."""
+    where = ["--partition", partition] if partition else []
+    return bool(ask("sinfo", "--noheader", *where, "--states", "down,drain,maint,fail", "--format", "%N"))
 
 
 def partition_limits() -> dict[str, tuple[str, float | None]]:

@@ -6,6 +6,9 @@
   does not requeue, or forgotten by SLURM count as ended: by themselves they are waited for without end.
 * Nodes whose GPUs failed the check at a job's start are excluded from later submissions.
 * Before the first submission SLURM is asked whether it would take the plan's jobs.
+* SLURM is asked for news at least every 4 x slurm-init-seconds-before-status-checks, not every three minutes.
+* A job of several nodes asks for all of them (resource ``span_nodes``), while its first step, Snakemake itself,
+  runs on one: the launcher reaches the others by srun.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -31,56 +35,73 @@ def teach(plan, site, refusals) -> None:
         from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
     except ImportError:
         return
-    base = plugin.Executor
-    if base.__name__ == "TaughtExecutor":  # the Snakefile is read more than once in a process
-        base = base.__base__
-    original_query = getattr(plugin.query_job_status, "original", plugin.query_job_status)
+    executor = plugin.Executor  # changed in place: Snakemake has taken note of the class before it read the Snakefile
+    old = vars(executor).get("old")  # and it reads the Snakefile more than once
+    if old is None:
+        methods, functions = ("__post_init__", "run_job", "check_active_jobs"), ("query_job_status", "set_gres_string")
+        old = executor.old = {name: getattr(executor, name) for name in methods}
+        old |= {name: getattr(plugin, name) for name in functions}
+    watched = Watched()
 
-    class TaughtExecutor(base):
-        def __post_init__(self, *args, **kwargs):
-            found = refusals(plan, site)
-            if found:
-                raise WorkflowError(" ".join(found))
-            self.adopted: set[str] = set()
-            self.since: dict[str, float] = {}  # when a job was first seen to be stuck
-            super().__post_init__(*args, **kwargs)
-            TaughtExecutor.current = self
+    def post_init(self, *args, **kwargs):
+        found = refusals(plan, site)
+        if found:
+            raise WorkflowError(" ".join(found))
+        old["__post_init__"](self, *args, **kwargs)
 
-        def run_job(self, job):
-            self._failed_nodes |= unhealthy_nodes()
-            rule = f"rule_{job.name}"
-            wildcards = get_job_wildcards(job)
-            comment = f"{rule}_wildcards_{wildcards}" if wildcards else rule
-            known = None if job.is_group() else waiting_job(comment, str(self.workflow.workdir_init))
-            if known is None:
-                return super().run_job(job)
-            log = self.slurm_logdir / rule / wildcards / f"{known}.log"
-            self.logger.info(f"SLURM job {known} of an earlier start does job {job.jobid} already: waiting for it.")
-            self.adopted.add(known)
-            self._report_job_submission_threadsafe(
-                SubmittedJobInfo(job, external_jobid=known, aux={"slurm_logfile": log})
-            )
+    def run_job(self, job):
+        self._failed_nodes |= unhealthy_nodes()
+        rule = f"rule_{job.name}"
+        wildcards = get_job_wildcards(job)
+        comment = f"{rule}_wildcards_{wildcards}" if wildcards else rule
+        known = None if job.is_group() else waiting_job(comment, str(self.workflow.workdir_init))
+        if known is None:
+            return old["run_job"](self, job)
+        log = self.slurm_logdir / rule / wildcards / f"{known}.log"
+        self.logger.info(f"SLURM job {known} of another start does job {job.jobid} already: waiting for it.")
+        watched.adopted.add(known)
+        self._report_job_submission_threadsafe(SubmittedJobInfo(job, external_jobid=known, aux={"slurm_logfile": log}))
 
-        async def check_active_jobs(self, active_jobs):
-            self.active = {job.external_jobid for job in active_jobs}
-            async for job in super().check_active_jobs(active_jobs):
-                yield job
+    async def check_active_jobs(self, active_jobs):
+        watched.active = {job.external_jobid for job in active_jobs}
+        async for job in old["check_active_jobs"](self, active_jobs):
+            yield job
+        # The plugin asks less and less often while nothing ends, and short jobs wait for its next question.
+        longest = 4 * self.workflow.executor_settings.init_seconds_before_status_checks
+        self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, longest)
 
     async def query_job_status(command, logger):
-        states, seconds = await original_query(command, logger)
-        executor = TaughtExecutor.current
+        states, seconds = await old["query_job_status"](command, logger)
         if states is None:
             return states, seconds
-        theirs = executor.adopted & executor.active
+        theirs = watched.adopted & watched.active
         if theirs:
             name = command.split("--name ", 1)[1].split()[0]
-            more, _ = await original_query(command.replace(f"--name {name}", f"--jobs {','.join(theirs)}"), logger)
+            more, _ = await old["query_job_status"](
+                command.replace(f"--name {name}", f"--jobs {','.join(theirs)}"), logger
+            )
             states |= more or {}
-        return settled(states, executor.active, executor.since, time.monotonic()), seconds
+        return settled(states, watched.active, watched.since, time.monotonic()), seconds
 
-    query_job_status.original = original_query
-    plugin.Executor = TaughtExecutor
-    plugin.query_job_status = query_job_status
+    def set_gres_string(job) -> str:
+        text, nodes = old["set_gres_string"](job), job.resources.get("span_nodes")
+        if not nodes:
+            return text
+        model, gpus = job.resources.get("gpu_model"), job.resources.get("gpu")
+        every = f" --gpus={f'{model}:' if model else ''}{gpus * nodes}" if gpus else ""
+        return f" --nodes={nodes}{every}"  # sbatch goes by the last --nodes
+
+    executor.__post_init__, executor.run_job, executor.check_active_jobs = post_init, run_job, check_active_jobs
+    plugin.query_job_status, plugin.set_gres_string = query_job_status, set_gres_string
+
+
+@dataclass
+class Watched:
+    """SLURM ids of the jobs this start waits for."""
+
+    active: set[str] = field(default_factory=set)
+    adopted: set[str] = field(default_factory=set)  # submitted by another start
+    since: dict[str, float] = field(default_factory=dict)  # when a job was first seen to be stuck
 
 
 def settled(states: dict[str, str], active: set[str], since: dict[str, float], now: float) -> dict[str, str]:

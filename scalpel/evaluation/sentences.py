@@ -4,6 +4,7 @@ IFEval counts sentences with NLTK's Punkt, whose English parameters are a downlo
 installed, a Punkt tokenizer without learnt abbreviations takes their place; notes.json says which was used.
 """
 
+import atexit
 import tempfile
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def provide_punkt() -> str:
     if found("punkt_tab/english") and found("punkt"):
         return BUILT_IN if any(str(p).endswith("scalpel_nltk") for p in nltk.data.path) else INSTALLED
     installed = found("punkt_tab/english")
-    folder = Path(tempfile.mkdtemp(prefix="scalpel_")) / "scalpel_nltk"
+    temporary = tempfile.TemporaryDirectory(prefix="scalpel_")
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name) / "scalpel_nltk"
     # LightEval's IFEval looks for the older "punkt" too and would download it; nothing reads its content.
     (folder / "tokenizers" / "punkt").mkdir(parents=True)
     if not installed:

@@ -313,7 +313,11 @@ class Keeper(TrainerCallback):
         self.first: int | None = None
         self.at = 0  # steps taken
         self.stop = ""  # why the run is to stop early
-        self.deadline = slurm.deadline() if self.world.first else None
+        self.stop_at = None  # time.time() after which the run is to stop, so that the job's time limit finds it saved
+        deadline = slurm.deadline() if self.world.first else None
+        if deadline:  # a short job uses half its time at least
+            now = time.time()
+            self.stop_at = max(deadline - settings.stop_before_seconds, (now + deadline) / 2)
         self.last = self.started = time.monotonic()
 
     def on_train_begin(self, args, state, control, **_):
@@ -322,7 +326,7 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.at = state.global_step
-        if self.deadline and time.time() > self.deadline - self.settings.stop_before_seconds:
+        if self.stop_at and time.time() > self.stop_at:
             self.stop = self.stop or TIME_LIMIT
         self.stop = max(self.world.everyone([self.stop]))  # a signal may reach some ranks a step earlier than others
         control.should_save = state.global_step in self.steps or bool(self.stop)

@@ -11,7 +11,7 @@ def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest
 
 
 def resources(stage):
-    """A stage's resources; time and memory grow by half with every attempt, up to what the site allows."""
+    """A stage's resources, of each node; time and memory grow by half with every attempt, up to the site's limits."""
     given, nodes = plan.resources_of_stage(stage), plan.nodes_of_stage(stage)
 
     def growing(amount, most):
@@ -23,8 +23,9 @@ def resources(stage):
         slurm_account=site.account,
         slurm_partition=site.gpu_partition if given.gpus else site.partition,
         qos=site.qos,
-        nodes=nodes if given.gpus or nodes > 1 else None,
-        gpu=given.gpus * nodes or None,
+        nodes=1 if given.gpus or nodes > 1 else None,
+        span_nodes=nodes if nodes > 1 else None,
+        gpu=given.gpus or None,
         gpu_model=site.gpu_model if given.gpus else None,
         constraint=site.constraint if given.gpus else None,
     )
