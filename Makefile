@@ -7,14 +7,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: help setup demo test check verify status lock clean
+.PHONY: help setup setup-gpu demo test test-slurm check preflight fetch verify status lock clean
 
 help:
-	@echo "make demo     the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
-	@echo "make test     formatting, unit tests, dry-runs of every scale, one small complete run"
-	@echo "make status   which results are finished, missing, or made by other code"
-	@echo "make verify   re-hash every result and name what is missing, altered or truncated"
-	@echo "make lock     resolve envs/*.in into envs/*.lock again (needs uv)"
+	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
+	@echo "make test         formatting, unit tests, dry-runs of every scale, one small complete run"
+	@echo "make test-slurm   the SLURM path on a throw-away cluster on this machine (Debian, as root)"
+	@echo "make setup-gpu    the environment of envs/gpu.lock (CUDA, vLLM) in place of the laptop's"
+	@echo "make preflight    whether the plan can run here and what it costs; SCALE=cluster for another scale"
+	@echo "make fetch        on a node with network: everything SCALE (default cluster) takes from the hub"
+	@echo "make status       which results are finished, missing, or made by other code"
+	@echo "make verify       re-hash every result and name what is missing, altered or truncated"
+	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
 setup: $(READY)
 
@@ -31,6 +35,14 @@ $(READY): envs/torch.lock envs/laptop.lock
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	@touch $@
 
+# For nodes with GPUs. setuptools first: it builds the few packages without wheels, so that nothing comes unhashed.
+setup-gpu:
+	$(PYTHON) -m venv $(VENV)
+	sed -n '/^setuptools==/,/[^\\]$$/p' envs/gpu.lock > $(VENV)/setuptools.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/setuptools.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r envs/gpu.lock
+	@touch $(READY)
+
 demo: $(READY)
 	$(SNAKEMAKE)
 	@echo "Open results/report/scalpel_vs_hammer/index.html"
@@ -38,10 +50,19 @@ demo: $(READY)
 test: $(READY) check
 	$(BIN)/python -m pytest -q
 
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -q -m slurm tests/slurm --durations=0 --durations-min=5
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
+
+preflight: $(READY)
+	@$(BIN)/python -m scripts.preflight $(if $(SCALE),--scale $(SCALE))
+
+fetch: $(READY)
+	$(SNAKEMAKE) --until fetch --config scale=$(or $(SCALE),cluster)
 
 verify: $(READY)
 	@$(BIN)/python -m scripts.verify

@@ -41,7 +41,11 @@ class Crew:
     def start(self, name: str, module: str, arguments: list[str], environment: dict[str, str], node: str | None = None):
         """Run ``python -m module arguments`` here, or by srun on another `node` of this job."""
         command = [sys.executable, "-m", module, *arguments]
+        mine = dict(os.environ)
         if node is not None:
+            # What SLURM set for the step this process is in would be taken for options of the new one.
+            kept = ("SLURM_CONF", "SLURM_JOB_ID")
+            mine = {key: value for key, value in mine.items() if not key.startswith(("SLURM_", "SRUN_")) or key in kept}
             command = [
                 "srun", f"--jobid={slurm.job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
                 "--export=ALL", "--kill-on-bad-exit=1", *command,
@@ -51,7 +55,7 @@ class Crew:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+            env=mine | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
             start_new_session=True,
         )
         listener = threading.Thread(target=relay, args=(name, process.stdout), daemon=True, name=name)

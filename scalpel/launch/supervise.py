@@ -37,7 +37,8 @@ def supervise(directory: Path, base: Path, settings: TrainSettings, samples: boo
     nodes = slurm.nodes() or [socket.gethostname()]
     if wanted > len(nodes):
         raise UserError(
-            f"train_settings need {wanted} nodes, the job has {len(nodes)}; raise resources.train.nodes of the scale."
+            f"train_settings need {wanted} nodes, the job has {len(nodes)}; run it through SLURM "
+            "(snakemake --profile slurm), or lower train_settings.nodes and train_settings.server.nodes."
         )
     here = nodes[0]
     devices = visible_devices()
@@ -86,6 +87,8 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
     }
     if not devices:
         common |= {"DS_ACCELERATOR": "cpu"}
+    if os.access(sys.prefix, os.W_OK):  # what DeepSpeed compiles belongs to this environment and its torch
+        common |= {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")}
     names = []
     for rank in range(world):
         node, local = divmod(rank, settings.ranks)

@@ -71,6 +71,7 @@ class Checkout:
 
     def __init__(self, cluster: Cluster, name: str, results: Path | None = None, overrides=None, **site: str):
         self.cluster, self.root = cluster, cluster.folder / name
+        self.main: subprocess.Popen | None = None
         self.root.mkdir()
         for part in PARTS:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
@@ -117,6 +118,16 @@ class Checkout:
             os.killpg(self.main.pid, signal.SIGKILL)
             queue = self.cluster.ask("squeue", "-o", "%i %T %r %k %Z")
             raise AssertionError(f"not finished after {seconds} s\n{queue}\n{self.log()}") from None
+
+    def end(self) -> None:
+        """No process of this checkout is left, whatever state it is in."""
+        if self.main and self.main.poll() is None:
+            os.killpg(self.main.pid, signal.SIGKILL)
+            self.main.wait()
+        for job in self.submitted():
+            if job["state"] in ("RUNNING", "PENDING"):
+                self.cluster.ask("scancel", "--signal=KILL", "--full", job["id"])
+                self.cluster.ask("scancel", job["id"])
 
     def finish(self, *words: str) -> Checkout:
         self.start(*words)

@@ -5,6 +5,7 @@ The scenarios mostly wait for SLURM and run side by side; a test only asks how i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -40,11 +41,21 @@ class Lab:
         self.cluster, self.undisturbed = cluster, undisturbed
         (self.key,) = (key for key in undisturbed.manifests() if key.startswith("train/grpo-"))
         self.target = f"results/{self.key}/manifest.json"
+        self.checkouts: list[Checkout] = []
+
+    def close(self) -> None:
+        """End what a scenario that failed left running."""
+        for checkout in self.checkouts:
+            checkout.end()
 
     def checkout(self, name: str, overrides: dict | None = None, **site: str) -> Checkout:
         """One in which nothing but training is left to do; on nodes that stay well, if no others are asked for."""
         site = {"constraint": "steady"} | site
-        return Checkout(self.cluster, name, self.undisturbed.root / "results", overrides, **site)
+        return self.note(Checkout(self.cluster, name, self.undisturbed.root / "results", overrides, **site))
+
+    def note(self, checkout: Checkout) -> Checkout:
+        self.checkouts.append(checkout)
+        return checkout
 
     def equal(self, checkout: Checkout) -> None:
         assert checkout.manifests()[self.key] == self.undisturbed.manifests()[self.key]
@@ -116,7 +127,7 @@ def time_limit_reached(lab: Lab) -> None:
     first = run.job()["id"]
     assert run.wait() == 0, run.log()
     assert {job["state"] for job in run.submitted()} == {"TIMEOUT", "COMPLETED"}
-    assert "saved after step" in run.slurm_log(first)
+    assert "saved after step" in run.slurm_log(first), run.slurm_log(first)
     lab.equal(run)
 
 
@@ -190,7 +201,7 @@ def broken_gpu(lab: Lab) -> None:
 
 def disk_full(lab: Lab) -> None:
     """One sentence, what was saved is kept, and with room again the run goes on."""
-    run = Checkout(lab.cluster, "disk_full", constraint="steady")
+    run = lab.note(Checkout(lab.cluster, "disk_full", constraint="steady"))
     results = run.root / "results"
     results.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", results], capture_output=True)
@@ -200,13 +211,11 @@ def disk_full(lab: Lab) -> None:
         run.take(lab.undisturbed.root / "results")
         run.start(lab.target, "--retries", "0")
         held = lab.hold(run)
-        with open(results / "ballast", "wb") as ballast:
-            try:
-                while True:
-                    ballast.write(b"x" * 4096)
-                    ballast.flush()
-            except OSError:
-                pass
+        ballast = os.open(results / "ballast", os.O_CREAT | os.O_WRONLY)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(ballast, bytes(4096))
+        os.close(ballast)
         os.kill(held, signal.SIGCONT)
         assert run.wait() != 0
         assert "No space left on the disk of" in run.slurm_log(run.submitted()[0]["id"])
@@ -254,8 +263,9 @@ def config_edited(lab: Lab) -> None:
     lab.equal(run)
     assert len(run.manifests()) == 1
     again = subprocess.run(
-        ["snakemake", "-n"], cwd=run.root, env=lab.cluster.environment, capture_output=True, text=True
-    )
+        ["snakemake", "--profile", "slurm", "-n"], cwd=run.root, env=lab.cluster.environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert "results/train/grpo-" in again.stdout and lab.target not in again.stdout  # the new rate, a new result
 
 
@@ -324,11 +334,11 @@ def twenty_kills(lab: Lab) -> None:
     seed = int(os.environ.get("KILLS_SEED", "0")) or random.randrange(10**6)
     print(f"KILLS_SEED={seed}", flush=True)
     chance = random.Random(seed)
-    run = Checkout(lab.cluster, "twenty_kills", constraint="steady")
+    run = lab.note(Checkout(lab.cluster, "twenty_kills", constraint="steady"))
     killed = {"a process": 0, "a job": 0, "snakemake": 0}
     run.start()
     while sum(killed.values()) < 20:
-        time.sleep(chance.uniform(1, 8))
+        time.sleep(chance.uniform(1, 24))
         if run.main.poll() is not None:
             assert run.main.returncode, f"finished after {killed}"
             run.start()
@@ -383,11 +393,13 @@ SCENARIOS = {
 def outcomes(request, cluster, undisturbed):
     """Every scenario that was asked for, under way: name -> Future."""
     asked = {item.callspec.params["name"] for item in request.session.items if item.name.startswith("test_fault[")}
-    lab = Lab(cluster, undisturbed)
 
     def carry_out(name: str) -> float:
-        started = time.monotonic()
-        SCENARIOS[name](lab)
+        started, lab = time.monotonic(), Lab(cluster, undisturbed)
+        try:
+            SCENARIOS[name](lab)
+        finally:
+            lab.close()
         return time.monotonic() - started
 
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
