@@ -28,7 +28,9 @@ class Child:
 class Crew:
     """Children by name. Leaving the `with` ends those that still run, with all they started."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: int = 0) -> None:
+        """gpus: of each of the job's nodes, all of which a child on another node may use."""
+        self.gpus = gpus
         self.children: dict[str, Child] = {}
 
     def __enter__(self) -> Crew:
@@ -48,7 +50,7 @@ class Crew:
             mine = {key: value for key, value in mine.items() if not key.startswith(("SLURM_", "SRUN_")) or key in kept}
             command = [
                 "srun", f"--jobid={slurm.job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
-                "--export=ALL", "--kill-on-bad-exit=1", *command,
+                f"--gpus={self.gpus}" if self.gpus else "--gres=none", "--export=ALL", "--kill-on-bad-exit=1", *command,
             ]  # fmt: skip
         process = subprocess.Popen(
             command,

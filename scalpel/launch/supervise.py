@@ -50,7 +50,7 @@ def supervise(directory: Path, base: Path, settings: TrainSettings, samples: boo
             f"{f' and {server.gpus} for the rollout server' if shared else ''} need more: lower train_settings.ranks "
             "or raise resources.train.gpus."
         )
-    with Crew() as crew, noting_signals() as asked:
+    with Crew(len(devices)) as crew, noting_signals() as asked:
         urls: dict[str, tuple[str, list[str], dict, str | None]] = {}
         environment: dict[str, str] = {}
         if server:

@@ -135,7 +135,10 @@ class Checkout:
         return self
 
     def log(self) -> str:
-        return (self.root / "main.log").read_text()[-6000:]
+        """The last of what Snakemake said, and of what every training job said."""
+        jobs = sorted(self.root.glob("results/logs/slurm/rule_train/*/*.log"), key=lambda path: path.stat().st_mtime)
+        said = [f"--- {path.name}\n{path.read_text()[-3000:]}" for path in jobs[-4:]]
+        return "\n".join([(self.root / "main.log").read_text()[-3000:], *said])
 
     def job_log(self) -> str:
         """What the stages said, all of them."""

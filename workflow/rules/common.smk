@@ -4,8 +4,9 @@
 def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
     return (
-        f"PYTHONPATH={workflow.basedir} OMP_NUM_THREADS={{threads}} {sys.executable} -m scripts.{program} {argument}"
-        # What shows and keeps the lines outlives SIGTERM, which SLURM sends to all processes of a job: a run saves then.
+        # SLURM sends SIGTERM to all processes of a job. The shell and what keeps the lines outlive it, as a run saves
+        # then; the program itself is not to inherit that.
+        f"trap : TERM; PYTHONPATH={workflow.basedir} OMP_NUM_THREADS={{threads}} {sys.executable} -m scripts.{program} {argument}"
         " 2>&1 | (trap '' TERM; tee -a {log} | sed -u 's/^/[{rule} {wildcards[0]}] /')"
     )
 
