@@ -57,6 +57,16 @@ def test_dry_run_of_every_scale(scale, shards, fetches, toy, tmp_path):
     assert not (tmp_path / "results").exists(), "a dry-run writes nothing"
 
 
+def test_dry_run_of_the_slurm_profile(tmp_path):
+    """The literal `snakemake --profile slurm -n` plans the cluster scale where there is no SLURM."""
+    for name in ("config.yaml", "slurm", "profiles"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    output = snakemake("-n", "--profile", "slurm", cwd=tmp_path)
+    jobs = planned(output)
+    assert jobs["fetch"] == 12 and jobs["evaluate"] == 4 * len(RUNS) + 1
+    assert "nodes=1, gpu=8, gpu_model=h100" in output and "runtime=1440" in output
+
+
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
