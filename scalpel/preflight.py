@@ -110,7 +110,7 @@ def environment(on_gpus: bool, locks: Path) -> Finding:
         return Finding("packages", OK, f"All {len(pins)} packages are those of envs/{name}.")
     parts = [f"{len(absent)} of its {len(pins)} packages are not installed ({some(absent)})"] if absent else []
     parts += [f"{len(other)} have another version ({some(other)})"] if other else []
-    remedy = f"install envs/{name} into the environment that runs the jobs"
+    remedy = f"run `make {'setup-gpu' if name == 'gpu.lock' else 'setup'}`"
     return Finding("packages", ERROR if absent else WARNING, f"envs/{name}: {'; '.join(parts)}; {remedy}.")
 
 
@@ -296,7 +296,7 @@ def gpus(most: int) -> Finding:
         return Finding("GPUs", ERROR, f"{names}: driver {old[0]} is too old for {need}; {least} or newer is needed.")
     if not cuda:
         return Finding(
-            "GPUs", WARNING, f"{names}, but torch {torch.__version__} is a build without CUDA; install envs/gpu.lock."
+            "GPUs", WARNING, f"{names}, but torch {torch.__version__} is a build without CUDA; run `make setup-gpu`."
         )
     if not torch.cuda.is_available():
         return Finding(
