@@ -33,7 +33,9 @@ class Rows:
         for path in self.files:
             wanted = sorted(set(self.columns.values()) | ({self.boxed_answer_of} - {None}))
             try:
-                for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+                # Pre-buffering keeps every row group already read; without a buffer size each one is read whole.
+                file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
                     for raw in batch.to_pylist():
                         yield number, self._row(raw, number, path)
                         number += 1

@@ -218,9 +218,3 @@ def cluster(tmp_path_factory):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder)
     assert not left, f"processes outlived the cluster: {left}"
-
-
-@pytest.fixture(scope="session")
-def undisturbed(cluster) -> Checkout:
-    """The whole DAG through SLURM, with nothing in its way: what all others must equal."""
-    return Checkout(cluster, "undisturbed").finish()

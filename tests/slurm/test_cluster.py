@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -37,11 +37,23 @@ TWO_RANKS = {
 class Lab:
     """What a scenario works with."""
 
-    def __init__(self, cluster: Cluster, undisturbed: Checkout):
-        self.cluster, self.undisturbed = cluster, undisturbed
-        (self.key,) = (key for key in undisturbed.manifests() if key.startswith("train/grpo-"))
-        self.target = f"results/{self.key}/manifest.json"
+    def __init__(self, cluster: Cluster, undisturbed: Future):
+        self.cluster, self._undisturbed = cluster, undisturbed
         self.checkouts: list[Checkout] = []
+
+    @property
+    def undisturbed(self) -> Checkout:
+        return self._undisturbed.result()
+
+    @property
+    def key(self) -> str:
+        """Which result of the train stage the scenarios make."""
+        (key,) = (key for key in self.undisturbed.manifests() if key.startswith("train/grpo-"))
+        return key
+
+    @property
+    def target(self) -> str:
+        return f"results/{self.key}/manifest.json"
 
     def close(self) -> None:
         """End what a scenario that failed left running."""
@@ -96,7 +108,7 @@ def cancelled(lab: Lab) -> None:
     """scancel: the run saves, Snakemake submits it once more."""
     run = lab.checkout("cancelled")
     run.start(lab.target)
-    run.saved()
+    lab.hold(run)
     first = run.job()["id"]
     lab.cluster.ask("scancel", first)
     assert run.wait() == 0, run.log()
@@ -390,25 +402,27 @@ SCENARIOS = {
 
 
 @pytest.fixture(scope="session")
-def outcomes(request, cluster, undisturbed):
-    """Every scenario that was asked for, under way: name -> Future."""
+def outcomes(request, cluster):
+    """Every scenario that was asked for, and the undisturbed run, under way: name -> Future."""
     asked = {item.callspec.params["name"] for item in request.session.items if item.name.startswith("test_fault[")}
-
-    def carry_out(name: str) -> float:
-        started, lab = time.monotonic(), Lab(cluster, undisturbed)
-        try:
-            SCENARIOS[name](lab)
-        finally:
-            lab.close()
-        return time.monotonic() - started
-
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        yield {name: pool.submit(carry_out, name) for name in SCENARIOS if name in asked}
+        undisturbed = pool.submit(lambda: Checkout(cluster, "undisturbed").finish())
+
+        def carry_out(name: str) -> None:
+            lab = Lab(cluster, undisturbed)
+            try:
+                SCENARIOS[name](lab)
+            finally:
+                lab.close()
+
+        scenarios = {name: pool.submit(carry_out, name) for name in SCENARIOS if name in asked}
+        yield scenarios | {"undisturbed": undisturbed}
         pool.shutdown(cancel_futures=True)
 
 
-def test_undisturbed(undisturbed):
+def test_undisturbed(outcomes):
     """Everything is there, every job's log is kept, one folder per run, and nothing is left to do."""
+    undisturbed = outcomes["undisturbed"].result(timeout=600)
     assert (undisturbed.root / "results/report/faults/index.html").exists()
     for job in undisturbed.submitted():
         assert job["state"] == "COMPLETED" and undisturbed.slurm_log(job["id"])
@@ -422,5 +436,5 @@ def test_undisturbed(undisturbed):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_fault(name, outcomes, record_property):
-    record_property("seconds", outcomes[name].result(timeout=900))
+def test_fault(name, outcomes):
+    outcomes[name].result(timeout=900)
