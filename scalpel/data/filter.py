@@ -1,8 +1,8 @@
 """Which rows are trained on, and why each other row is not (paper section 3.1, appendix A).
 
 Reasons are tried in the order of REASONS and the first that applies is the row's; `drops.csv` counts them
-and adds up to the rows read. Rows are streamed in batches; what grows with the data is one 8-byte hash per
-kept question.
+and adds up to the rows read. Rows are streamed in batches; what grows with the data is a hash per kept
+question, some 75 bytes.
 """
 
 import csv
