@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,11 +43,9 @@ class Transformers:
         self.tokenizer = load_tokenizer(base)
         self.there = self.model.state_dict()
 
-    def load(self, name: str, tensor) -> None:
-        self.there[name].copy_(tensor)
-
-    def loaded(self) -> None:
-        pass
+    def load(self, tensors) -> None:
+        for name, tensor in tensors:
+            self.there[name].copy_(tensor)
 
     def complete(self, prompts, seeds, max_tokens: int, temperature: float, top_p: float) -> list[list[list[int]]]:
         import numpy as np
@@ -77,12 +76,14 @@ class VLLM:
             seed=0,
         )
 
-    def load(self, name: str, tensor) -> None:
-        engine = self.llm.llm_engine
-        engine.model_executor.driver_worker.model_runner.model.load_weights([(name, tensor)])
-
-    def loaded(self) -> None:
-        self.llm.reset_prefix_cache()  # it was filled by other weights
+    def load(self, tensors) -> None:
+        try:
+            same = ((name, tensor.to(self.llm.model_config.dtype)) for name, tensor in tensors)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": same})
+        except ConnectionError as error:
+            raise RuntimeError("the weights ended early: vLLM cannot begin anew with its layers half loaded") from error
+        if not self.llm.reset_prefix_cache():  # it was filled by other weights
+            raise RuntimeError("vLLM keeps a prefix cache of other weights")
 
     def complete(self, prompts, seeds, max_tokens: int, temperature: float, top_p: float) -> list[list[list[int]]]:
         from vllm import SamplingParams
@@ -104,14 +105,14 @@ ENGINES = {"vllm": VLLM, "transformers": Transformers}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One request. The class holds what is the server's: `engine`, `version`, `token`, `lock`."""
+    """One request. The class holds what is the server's: `engine`, `version`, `token`, `thread`."""
 
     protocol_version = "HTTP/1.1"
     rbufsize = 1 << 20
     engine = None
     version: int | None = None  # optimizer steps of the weights held
     token = ""
-    lock = threading.Lock()
+    thread = ThreadPoolExecutor(1)  # the engine's: vLLM launches its GPU work on streams of the thread that made it
 
     def answer(self, status: int, content: dict) -> None:
         body = json.dumps(content).encode()
@@ -132,18 +133,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return self.answer(403, {"error": "wrong token"})
         where = urlsplit(self.path)
-        with Handler.lock:
-            if where.path == "/weights":
-                return self.weights(int(parse_qs(where.query)["version"][0]))
-            if where.path == "/complete":
-                return self.complete(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        if where.path == "/weights":
+            return Handler.thread.submit(self.weights, int(parse_qs(where.query)["version"][0])).result()
+        if where.path == "/complete":
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            return Handler.thread.submit(self.complete, asked).result()
         return self.answer(404, {"error": "unknown path"})
 
     def weights(self, version: int) -> None:
-        """Read a safetensors stream; no more than one tensor is held besides the model."""
+        Handler.version = None
+        Handler.engine.load(self.tensors())
+        Handler.version = version
+        self.answer(200, {"version": version})
+
+    def tensors(self):
+        """Names and tensors of a safetensors stream, each read when it is asked for."""
         import torch
 
-        Handler.version = None
         length = int.from_bytes(self.rfile.read(8), "little")
         for name, entry in json.loads(self.rfile.read(length)).items():
             start, end = entry["data_offsets"]
@@ -154,11 +160,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if not got:
                     raise ConnectionError("the weights ended early")
                 done += got
-            tensor = torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            Handler.engine.load(name, tensor)
-        Handler.engine.loaded()
-        Handler.version = version
-        self.answer(200, {"version": version})
+            yield name, torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def complete(self, asked: dict) -> None:
         if asked.pop("version") != Handler.version:
@@ -185,7 +187,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     base, settings, url = Path(sys.argv[1]), RolloutServer.model_validate_json(sys.argv[2]), urlsplit(sys.argv[3])
     Handler.token = os.environ[TOKEN]
-    Handler.engine = ENGINES[settings.engine](base, settings)
+    Handler.engine = Handler.thread.submit(ENGINES[settings.engine], base, settings).result()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # vLLM sets one of its own
     server = Server(("127.0.0.1" if url.hostname == "127.0.0.1" else "", url.port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
