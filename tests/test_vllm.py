@@ -58,7 +58,7 @@ def start(base, tmp_path_factory):
         def start(engine: str, module: str):
             url = f"http://127.0.0.1:{free_port()}"
             settings = RolloutServer(**SERVER, engine=engine)
-            environment = {TOKEN: "token", "VLLM_CACHE_ROOT": cache, "VLLM_NO_USAGE_STATS": "1"}
+            environment = {TOKEN: "token", "VLLM_CACHE_ROOT": cache}
             crew.start(url, module, [str(base), settings.model_dump_json(), url], environment)
             return Rollouts([url], "token", settings.start_seconds), crew.children[url].process
 
@@ -85,7 +85,7 @@ def test_greedy_is_as_by_transformers_before_and_after_new_weights(float32, refe
         assert found == reference.complete(PROMPTS, SEEDS, policies[policy], version, GREEDY)
         written.append(found)
     assert written[0] == written[2]
-    assert all(a != b for a, b in zip(written[0], written[1], strict=True))
+    assert all(a != b for a, b in zip(written[0][1:], written[1][1:], strict=True))  # the first ends at once
 
 
 def test_seeds_alone_decide_what_is_sampled(float32, policies):

@@ -63,6 +63,7 @@ class VLLM:
 
     def __init__(self, base: Path, settings: RolloutServer):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are loaded into this process's model
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
         import torch
         from vllm import LLM
 
