@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -347,41 +348,43 @@ def twenty_kills(lab: Lab) -> None:
     print(f"KILLS_SEED={seed}", flush=True)
     chance = random.Random(seed)
     run = lab.note(Checkout(lab.cluster, "twenty_kills", constraint="steady"))
-    killed = {"a process": 0, "a job": 0, "snakemake": 0}
+    killed: list[str] = []
     run.start()
-    while sum(killed.values()) < 20:
-        time.sleep(chance.uniform(1, 24))
+    while len(killed) < 20:
+        time.sleep(chance.uniform(0.5, 7))
         if run.main.poll() is not None:
-            assert run.main.returncode, f"finished after {killed}"
+            if not run.main.returncode:  # finished too early: the later half once more
+                for stage in ("train", "evaluate", "kl", "weight_change"):
+                    shutil.rmtree(run.root / "results" / stage)
             run.start()
             continue
-        victims = {
-            "a process": run.pids("scripts."),
-            "a job": [job["id"] for job in run.submitted() if job["state"] == "RUNNING"],
-            "snakemake": [run.main.pid],
-        }
-        kind = chance.choices([*victims], [6, 3, 2])[0]
-        if not victims[kind]:
+        processes = {run.cluster.processes().get(pid, ""): pid for pid in run.pids("scripts.")}
+        jobs = {f"job {job['comment']}": job["id"] for job in run.submitted() if job["state"] == "RUNNING"}
+        # Nobody is killed for ever: each process and each job twice at most, Snakemake six times.
+        left = [
+            what for what in [*processes, *jobs, "snakemake"] if killed.count(what) < (6 if what == "snakemake" else 2)
+        ]
+        if not left:
             continue
-        victim = chance.choice(victims[kind])
-        killed[kind] += 1
-        if kind == "a job":
-            subprocess.run(["scancel", victim], env=lab.cluster.environment)
-        elif kind == "snakemake":
-            os.killpg(victim, signal.SIGKILL)
+        victim = chance.choice(left)
+        if victim == "snakemake":
+            os.killpg(run.main.pid, signal.SIGKILL)
             run.main.wait()
+        elif victim in jobs:
+            subprocess.run(["scancel", jobs[victim]], env=lab.cluster.environment)
         else:
             try:
-                os.kill(victim, signal.SIGKILL)
+                os.kill(processes[victim], signal.SIGKILL)
             except ProcessLookupError:
-                killed[kind] -= 1
+                continue
+        killed.append(victim)
     end = time.monotonic() + 400
     while run.main.poll() is None or run.main.returncode:
         assert time.monotonic() < end, f"seed {seed}: {run.log()}"
         if run.main.poll() is not None:
             run.start()
         time.sleep(0.5)
-    print(f"killed {killed}")
+    print("killed", *killed, sep="\n  ")
     stages = ("toy", "evaluation_data", "base", "data", "order", "train", "evaluate", "kl", "weight_change")
     found, expected = run.manifests(stages), lab.undisturbed.manifests(stages)
     assert found.keys() == expected.keys()
