@@ -361,9 +361,8 @@ def twenty_kills(lab: Lab) -> None:
         processes = {run.cluster.processes().get(pid, ""): pid for pid in run.pids("scripts.")}
         jobs = {f"job {job['comment']}": job["id"] for job in run.submitted() if job["state"] == "RUNNING"}
         # Nobody is killed for ever: each process and each job twice at most, Snakemake six times.
-        left = [
-            what for what in [*processes, *jobs, "snakemake"] if killed.count(what) < (6 if what == "snakemake" else 2)
-        ]
+        most = {"snakemake": 6}
+        left = [what for what in [*processes, *jobs, *most] if killed.count(what) < most.get(what, 2)]
         if not left:
             continue
         victim = chance.choice(left)
