@@ -203,7 +203,7 @@ class Checkout:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory):
+def cluster():
     subprocess.run([SCRIPT, "install"], check=True)
     folder = Path("/tmp") / f"scalpel_slurm_{os.getpid()}"  # unix sockets need a short path
     folder.mkdir()
