@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from scalpel.launch.slurm import seconds_of
 from tests.slurm.conftest import Checkout, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -120,10 +121,11 @@ def cancelled(lab: Lab) -> None:
 
 def time_limit_near(lab: Lab) -> None:
     """The run saves and has its job queued again: the same job, no attempt of Snakemake's lost."""
-    run = lab.checkout("time_limit_near", {"resources": {"train": {"runtime": 1}}})
+    run = lab.checkout("time_limit_near", {"resources": {"train": {"runtime": 2}}})
     run.start(lab.target)
     held = lab.hold(run)
-    time.sleep(35)  # half of the minute is over
+    left = seconds_of(lab.cluster.ask("squeue", "-h", "-j", run.job()["id"], "-o", "%L"))
+    time.sleep(max(left - 30, 0))  # half of the time that training was given is over
     os.kill(held, signal.SIGCONT)
     assert run.wait() == 0, run.log()
     (job,) = run.submitted()
