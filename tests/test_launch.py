@@ -208,7 +208,7 @@ def test_one_process_stops_for_its_time_limit_and_goes_on_bitwise(make, tmp_path
     run = make(SFT, {"sequences_per_device": 6, "stop_before_seconds": 600})
     fake = tmp_path / "bin"
     fake.mkdir()
-    for command, line in {"squeue": "echo 0:01", "scontrol": f'echo "$@" >> {tmp_path}/asked; kill -9 $PPID'}.items():
+    for command, line in {"squeue": "echo 0:00", "scontrol": f'echo "$@" >> {tmp_path}/asked; kill -9 $PPID'}.items():
         (fake / command).write_text(f"#!/bin/sh\n{line}\n")
         (fake / command).chmod(0o755)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{fake}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
