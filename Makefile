@@ -6,8 +6,12 @@ CORES ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# Which environment lies in $(VENV): what is renewed when its lock changes.
+KIND := $(or $(shell cat $(READY) 2>/dev/null),laptop)
+LOCKS_laptop := envs/torch.lock envs/laptop.lock
+LOCKS_gpu := envs/gpu.lock
 
-.PHONY: help setup setup-gpu demo test test-slurm check preflight fetch verify status lock clean
+.PHONY: help setup setup-laptop setup-gpu demo test test-slurm check preflight fetch verify status lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -22,7 +26,10 @@ help:
 
 setup: $(READY)
 
-$(READY): envs/torch.lock envs/laptop.lock
+$(READY): $(LOCKS_$(KIND))
+	@$(MAKE) --no-print-directory setup-$(KIND)
+
+setup-laptop:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -33,15 +40,17 @@ $(READY): envs/torch.lock envs/laptop.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/laptop.lock
 	@# Nothing to do for a CPU build; a CUDA build brings its own libraries.
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	@touch $@
+	@echo laptop > $(READY)
 
 # For nodes with GPUs. setuptools first: it builds the few packages without wheels, so that nothing comes unhashed.
 setup-gpu:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "error: envs/gpu.lock is for Python 3.11, $(PYTHON) is another: make setup-gpu PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
 	sed -n '/^setuptools==/,/[^\\]$$/p' envs/gpu.lock > $(VENV)/setuptools.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/setuptools.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r envs/gpu.lock
-	@touch $(READY)
+	@echo gpu > $(READY)
 
 demo: $(READY)
 	$(SNAKEMAKE)

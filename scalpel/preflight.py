@@ -400,7 +400,7 @@ def product_problems(devices: list[str]) -> list[str]:
 def job_shapes(plan: Plan) -> dict[tuple[int, int, int, int, int], list[str]]:
     """(threads, mem_mb, runtime, gpus, nodes) -> the stages of unfinished steps that ask for it; gpus of each node."""
     shapes: dict[tuple[int, int, int, int, int], list[str]] = {}
-    for stage in dict.fromkeys(step.stage for step in missing(plan)):
+    for stage in dict.fromkeys(step.stage for step in missing(plan) if step.stage != "fetch"):  # which runs here
         held: StageResources = plan.resources_of_stage(stage)
         shape = (held.threads, held.mem_mb, held.runtime, held.gpus, plan.nodes_of_stage(stage))
         shapes.setdefault(shape, []).append(stage)

@@ -359,7 +359,9 @@ def test_what_sbatch_is_asked(programs, tmp_path):
     site = Site(account="lab", partition="cpu", gpu_partition="gpu", qos="long", gpu_model="h100", constraint="nvlink")
     assert preflight.site_refusals(plan(tmp_path), site) == []
     asked = log.read_text().splitlines()
-    assert len(asked) == len(set(asked)) == len(preflight.job_shapes(plan(tmp_path)))
+    shapes = preflight.job_shapes(plan(tmp_path))
+    assert len(asked) == len(set(asked)) == len(shapes)
+    assert not any("fetch" in stages for stages in shapes.values())  # it runs here, not as a job
     assert all("--test-only" in line and "--account=lab" in line and "--qos=long" in line for line in asked)
     train = next(line for line in asked if "--gpus=h100:8" in line)
     assert "--partition=gpu" in train and "--constraint=nvlink" in train and "--time=1440" in train
