@@ -231,3 +231,16 @@ def test_rendered_ids_are_the_authors(shared_data):
         assert texts[0] == texts[1]
     tokenizer.chat_template = TEMPLATE
     assert token_ids(tokenizer, question, trace)[-1] == 100257
+
+
+@pytest.mark.parametrize("row_group", [100, 10_000], ids=["many row groups", "one row group"])
+def test_rows_are_streamed(row_group, tmp_path):
+    """What Arrow holds while rows are read does not grow with the file, however the file is laid out."""
+    path, noise, held = tmp_path / "rows.parquet", np.random.default_rng(0), []
+    for count in (1500, 4500):
+        rows = [row(f"question {i}", generations=[noise.bytes(10_000).hex()]) for i in range(count)]
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group, use_dictionary=False)
+        del rows
+        before = pa.total_allocated_bytes()
+        held.append(max(pa.total_allocated_bytes() - before for _ in open_rows([path], {}, {}, None)))
+    assert held[1] < 1.2 * held[0], held
