@@ -8,11 +8,12 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from scalpel.config import load, load_site, thaw
+from scalpel.config.load import load, thaw
+from scalpel.config.site import load_site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
-from scalpel.preflight import site_refusals
-from workflow.slurm import teach
+from scalpel.stages import REPORT, STAGES
+from slurm.executor import extend
 
 # A job that was submitted reads the configuration its plan was made from, whatever config.yaml says by now.
 FROZEN = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
@@ -27,7 +28,7 @@ try:
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
-teach(plan, site, site_refusals)
+extend(plan, site)
 
 
 wildcard_constraints:
@@ -47,10 +48,5 @@ rule all:
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/models.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/analyze.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/report.smk"
+include: "workflow/rules/stages.smk"
+include: "workflow/rules/exhibits.smk"

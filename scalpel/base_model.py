@@ -1,19 +1,24 @@
 """A base model from a local directory or the hub, put into the form every stage reads."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
 
-from scalpel.artifact import sha256_file
-from scalpel.chat import TEMPLATE
+from scalpel.artifact.identity import sha256_file
+from scalpel.chat import check_template
 from scalpel.errors import UserError
 
 
-def import_model(source: Path, out: Path, expected: dict[str, str] | None = None) -> None:
-    """Copy config, safetensors weights and tokenizer of `source` to `out`, with the one chat template.
+def import_model(
+    source: Path, out: Path, template: str | None, edits: dict, expected: dict[str, str] | None = None
+) -> None:
+    """Copy config, safetensors weights and tokenizer of `source` to `out`, with the named chat template.
 
     Weights are safetensors only: nothing that others pickled is read, and no remote code runs.
-    `expected` maps file names to the sha256 that the plan saw; a file changed since then is an error.
+    template: Jinja text; None keeps the model's own. edits: fields of config.json to change.
+    expected: sha256 by file name as the plan saw them; a file changed since then is an error.
     """
     config = source / "config.json"
     if not config.is_file():
@@ -27,17 +32,34 @@ def import_model(source: Path, out: Path, expected: dict[str, str] | None = None
     out.mkdir(parents=True, exist_ok=True)
     for path in [config, *weights, *source.glob("*.safetensors.index.json")]:
         shutil.copyfile(path, out / path.name)
+    edit_config(out, edits)
     _generation_config(source, out)
 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    if tokenizer.pad_token is None or tokenizer.eos_token is None:
-        raise UserError(
-            f"{source}: the tokenizer lacks a pad or an EOS token; training needs both, set them and save it."
-        )
-    tokenizer.chat_template = TEMPLATE
+    if tokenizer.eos_token is None:
+        raise UserError(f"{source}: the tokenizer lacks an EOS token; training needs it, set it and save it.")
+    if tokenizer.pad_token is None:
+        raise UserError(f"{source}: the tokenizer lacks a pad token; training needs it, set it and save it.")
+    if template is not None:
+        tokenizer.chat_template = template
+    if not tokenizer.chat_template:
+        raise UserError(f"{source}: the tokenizer has no chat template of its own; name one in its `chat_template`.")
+    check_template(tokenizer, str(source))
     tokenizer.save_pretrained(out)
+
+
+def edit_config(directory: Path, edits: dict) -> None:
+    """Change fields of a saved model's config.json; rope_theta also where newer versions of transformers keep it."""
+    if not edits:
+        return
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | edits
+    rope = config.get("rope_parameters")
+    if "rope_theta" in edits and isinstance(rope, dict):
+        config["rope_parameters"] = rope | {"rope_theta": edits["rope_theta"]}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _generation_config(source: Path, out: Path) -> None:

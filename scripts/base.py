@@ -1,22 +1,26 @@
-"""Train, fetch or copy the base model: python -m scripts.base results/base/base-<digest>"""
+"""Train, take in or copy the base model: python -m scripts.base results/base/<model>-<digest>"""
 
 from pathlib import Path
 
-from scalpel.artifact import Job, run_stage
-from scalpel.config import ToyModelRecipe
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+from scalpel.config.models import ToyModelRecipe
+
+FORM = ("kind", "chat_template", "config_edits", "files")  # fields of the recipe that every kind has
 
 
 def produce(job: Job) -> None:
+    template, edits = job.recipe["chat_template"], job.recipe.get("config_edits", {})
     if job.recipe["kind"] == "toy":
         from scalpel.toy.model import train_base
 
-        recipe = ToyModelRecipe.model_validate({key: value for key, value in job.recipe.items() if key != "kind"})
-        train_base(recipe, job.inputs["toy"], job.directory, job.settings["threads"])
+        recipe = ToyModelRecipe.of_identity({key: value for key, value in job.recipe.items() if key not in FORM})
+        train_base(recipe, job.inputs["toy"], job.directory, job.settings["threads"], template, edits)
     else:
         from scalpel.base_model import import_model
 
         source = job.inputs["fetch"] / "files" if "fetch" in job.inputs else Path(job.settings["path"])
-        import_model(source, job.directory / "model", job.recipe.get("files"))
+        import_model(source, job.directory / "model", template, edits, job.recipe.get("files"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Fetch a model or dataset of the hub at a commit hash: python -m scripts.fetch results/fetch/model-<digest>
+"""Fetch a model or dataset of the hub at a commit hash: python -m scripts.fetch results/fetch/<name>-<digest>
 
 The one stage that needs the network; run it on a login node. What was fetched earlier is kept and verified.
 """
 
-from scalpel.artifact import Job, run_stage
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
 
 
 def produce(job: Job) -> None:
@@ -13,4 +14,4 @@ def produce(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(produce, resumable=True)
+    run_stage(produce)

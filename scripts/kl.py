@@ -1,18 +1,19 @@
-"""KL(base || checkpoint) for every checkpoint of a run: python -m scripts.kl results/kl/grpo-<digest>"""
+"""KL(reference || checkpoint) for every checkpoint of a run: python -m scripts.kl results/kl/<run>.<measure>-<digest>"""
 
-from scalpel.artifact import Job, run_stage
-from scalpel.checkpoints import checkpoints
-from scalpel.config import KLRecipe, KLSettings
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+from scalpel.checkpoints import checkpoints, reference
+from scalpel.config.analysis import KLRecipe, KLSettings
 
 
 def produce(job: Job) -> None:
     from scalpel.analysis.kl import kl
 
     kl(
-        job.inputs["base"] / "model",
-        [(c.step, c.path) for c in checkpoints(job.inputs["train"])],
-        job.inputs["evaluation_data"] / "math_500.parquet",
-        KLRecipe.model_validate(job.recipe),
+        reference(job.inputs),
+        [(c.step, c.path) for c in checkpoints(job.inputs["checkpoints"])],
+        job.inputs["questions"] / "questions.parquet",
+        KLRecipe.of_identity(job.recipe),
         KLSettings.model_validate(job.settings),
         job.directory,
     )

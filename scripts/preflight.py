@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from scalpel.artifact import ROOT
+from scalpel.artifact.files import ROOT
 from scalpel.config import Site, load, load_site
 from scalpel.cost import estimate, render, shape_of
 from scalpel.errors import UserError

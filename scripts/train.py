@@ -1,21 +1,23 @@
-"""Train one run, or go on with it: python -m scripts.train results/train/grpo-<digest>"""
+"""Train one run, or resume it: python -m scripts.train results/train/<run>-<digest>"""
 
-from scalpel.artifact import Job, run_stage
-from scalpel.config import TrainSettings
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+from scalpel.config.training import TrainSettings
+from scalpel.methods import METHODS
 
 
 def produce(job: Job) -> None:
     settings = TrainSettings.model_validate(job.settings)
-    samples = job.recipe["method"] == "grpo"
-    if settings.engine == "single" and not (samples and settings.server):
-        from scalpel.methods import train_job
+    method = METHODS[job.recipe["method"]]
+    if settings.engine == "single" and not (method.samples and settings.server):
+        from scalpel.methods.run import train_job
 
         train_job(job, settings)
     else:
         from scalpel.launch.supervise import supervise
 
-        supervise(job.directory, job.inputs["base"] / "model", settings, samples)
+        supervise(job, settings, method.samples)
 
 
 if __name__ == "__main__":
-    run_stage(produce, resumable=True)
+    run_stage(produce)

@@ -3,19 +3,20 @@
 import sys
 from pathlib import Path
 
-from scalpel.launch.crew import settle_child
+from scalpel.launch.crew import prepare_child
 
 if __name__ == "__main__":
-    settle_child()
-    from scalpel.artifact import open_job, quiet_libraries
-    from scalpel.config import TrainSettings
+    prepare_child()
+    from scalpel.artifact.job import open_job
+    from scalpel.artifact.stage import quiet_libraries
+    from scalpel.config.training import TrainSettings
     from scalpel.errors import AGAIN, Interrupted, UserError
 
     quiet_libraries()
     try:
         job = open_job(Path(sys.argv[1]))
         job.settings.pop("gpus", None)
-        from scalpel.methods import train_job
+        from scalpel.methods.run import train_job
 
         train_job(job, TrainSettings.model_validate(job.settings))
     except Interrupted as pause:

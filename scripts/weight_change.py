@@ -1,18 +1,15 @@
-"""Relative weight change, matrix by matrix: python -m scripts.weight_change results/weight_change/grpo-<digest>"""
+"""Relative weight change of every checkpoint of a run: python -m scripts.weight_change results/weight_change/<run>-<digest>"""
 
-from scalpel.artifact import Job, run_stage
-from scalpel.checkpoints import checkpoints
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+from scalpel.checkpoints import checkpoints, reference
 
 
 def produce(job: Job) -> None:
     from scalpel.analysis.weight_change import weight_change
 
-    weight_change(
-        job.inputs["base"] / "model",
-        [(c.step, c.path) for c in checkpoints(job.inputs["train"])],
-        job.directory,
-        job.settings["threads"],
-    )
+    models = [(c.step, c.path) for c in checkpoints(job.inputs["checkpoints"])]
+    weight_change(reference(job.inputs), models, job.directory, job.settings["threads"])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scalpel.chat import load_tokenizer, render
-from scalpel.config import KLRecipe, KLSettings
+from scalpel.config.analysis import KLRecipe, KLSettings
 from scalpel.errors import UserError
 from scalpel.progress import track
 

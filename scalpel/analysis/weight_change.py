@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from scalpel.config import PROJECTIONS
+from scalpel.config.training import PROJECTIONS
 from scalpel.errors import UserError
 from scalpel.progress import track
 

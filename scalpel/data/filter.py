@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.chat import load_tokenizer, render
-from scalpel.config import FilterRecipe
+from scalpel.config.data import FilterRecipe
 from scalpel.data.answers import Grader
 from scalpel.data.sources import BATCH_ROWS, Rows
 from scalpel.errors import UserError
@@ -48,12 +48,16 @@ KEPT_SCHEMA = pa.schema(
 DROPPED_SCHEMA = pa.schema([("row", pa.int64()), ("uuid", pa.string()), ("reason", pa.string())])
 
 
-def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, evaluation_questions: Path, out: Path) -> None:
-    """Write kept.parquet, dropped.parquet (row, uuid, reason) and drops.csv (reason, rows, meaning) to `out`."""
+def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, guarded: list[Path], out: Path) -> None:
+    """Write kept.parquet, dropped.parquet (row, uuid, reason) and drops.csv (reason, rows, meaning) to `out`.
+
+    guarded: parquet files with a column `question`: what no kept row may overlap with.
+    """
     tokenizer = load_tokenizer(model)
     overlap = Overlap(recipe.decontamination_ngram)
-    for question in pq.read_table(evaluation_questions, columns=["question"]).column("question").to_pylist():
-        overlap.add(question)
+    for path in guarded:
+        for question in pq.read_table(path, columns=["question"]).column("question").to_pylist():
+            overlap.add(question)
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     with (

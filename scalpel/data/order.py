@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.config import OrderRecipe
+from scalpel.config.data import OrderRecipe
 from scalpel.errors import UserError
 
 

@@ -7,7 +7,7 @@ checkpoint to checkpoint. Neither harness is imported before `evaluate`.
 import os
 from pathlib import Path
 
-from scalpel.config import EvaluationRecipe, EvaluationSettings
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.evaluation.questions import prepare
 
 __all__ = ["evaluate", "prepare"]

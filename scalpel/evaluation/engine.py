@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 
 from scalpel.chat import load_tokenizer
-from scalpel.config import EvaluationRecipe, EvaluationSettings
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.errors import UserError
 from scalpel.sampling import common_prefix, complete
 

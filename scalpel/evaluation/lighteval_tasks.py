@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from packaging.specifiers import SpecifierSet
 
-from scalpel.config import TaskRecipe
+from scalpel.config.evaluation import TaskRecipe
 from scalpel.errors import UserError
 
 # LightEval 0.13 pins latex2sympy2_extended 1.0.6 and refuses others at import; math-verify 0.9 needs 1.11,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lm_eval.api.model import TemplateLM
 
-from scalpel.config import TaskRecipe
+from scalpel.config.evaluation import TaskRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.engine import Engine
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from scalpel.artifact import write_atomically
+from scalpel.artifact.files import write_atomically
 from scalpel.config import LMEVAL_TASKS, EvaluationRecipe, EvaluationSettings
 from scalpel.evaluation import lighteval_tasks  # before anything else of LightEval: it lifts a version check
 from scalpel.evaluation.engine import Engine, quiet

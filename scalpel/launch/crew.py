@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from scalpel.artifact import ROOT
+from scalpel.artifact.files import ROOT
 from scalpel.launch import slurm
 
 DEVICES = "SCALPEL_DEVICES"  # the GPUs a child may see; SLURM sets CUDA_VISIBLE_DEVICES anew for every step

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from scalpel.config import RolloutServer
+from scalpel.config.training import RolloutServer
 from scalpel.launch.crew import settle_child, wait_for_end_of_input
 from scalpel.launch.rollouts import DTYPES, OTHER_WEIGHTS, TOKEN
 

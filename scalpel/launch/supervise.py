@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scalpel.config import TrainSettings
+from scalpel.config.training import TrainSettings
 from scalpel.errors import AGAIN, Interrupted, UserError
 from scalpel.launch import slurm
 from scalpel.launch.crew import DEVICES, Crew

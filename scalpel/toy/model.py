@@ -13,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel import progress
-from scalpel.chat import SYSTEM_PROMPT, TEMPLATE, render
-from scalpel.config import ToyModelRecipe
+from scalpel.base_model import edit_config
+from scalpel.chat import SYSTEM_PROMPT, check_template, render
+from scalpel.config.models import ToyModelRecipe
 from scalpel.errors import UserError
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 TAGS = ("<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
 
 
-def train_tokenizer(texts, vocab_size: int):
-    """A PreTrainedTokenizerFast with the one chat template; `vocab_size` counts the added tokens too."""
+def train_tokenizer(texts, vocab_size: int, template: str):
+    """A PreTrainedTokenizerFast with this chat template; `vocab_size` counts the added tokens too."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,15 +47,21 @@ def train_tokenizer(texts, vocab_size: int):
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
+    check_template(fast, "models.<name>.chat_template")
     return fast
 
 
-def train_base(recipe: ToyModelRecipe, world: Path, out: Path, threads: int) -> None:
+def train_base(
+    recipe: ToyModelRecipe, world: Path, out: Path, threads: int, template: str, edits: dict | None = None
+) -> None:
     """Write out/model/ and out/pretraining_log.parquet (step, loss, learning_rate).
 
+    template: Jinja text of the chat template. edits: fields of config.json changed after training.
     Bitwise repeatable for a given number of threads.
     """
+    if template is None:
+        raise UserError("a toy model has no chat template of its own; name one in `models.<name>.chat_template`.")
     import numpy as np
     import torch
     from transformers import GenerationConfig, Olmo2Config, Olmo2ForCausalLM
@@ -64,7 +71,7 @@ def train_base(recipe: ToyModelRecipe, world: Path, out: Path, threads: int) -> 
     if not stream:
         raise UserError(f"{world / 'pretraining.parquet'} is empty; raise world.pretraining_samples.")
     parts = [part for row in stream for part in (row["question"], row["text"]) if part]
-    tokenizer = train_tokenizer(parts, recipe.vocab_size)
+    tokenizer = train_tokenizer(parts, recipe.vocab_size, template)
     texts = [_text(tokenizer, row) for row in stream]
     documents = [
         encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -110,6 +117,7 @@ def train_base(recipe: ToyModelRecipe, world: Path, out: Path, threads: int) -> 
         pad_token_id=tokenizer.pad_token_id,
     )
     model.eval().save_pretrained(out / "model")
+    edit_config(out / "model", edits or {})
     tokenizer.save_pretrained(out / "model")
     pq.write_table(pa.Table.from_pylist(log), out / "pretraining_log.parquet", compression="zstd")
 

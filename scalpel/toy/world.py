@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.config import ToyWorldRecipe
+from scalpel.config.models import ToyWorldRecipe
 
 NAMES = ("Tom", "Anna", "Ben", "Lucy", "Sam", "Mia", "Max", "Eva", "Leo", "Nina", "Paul", "Rosa")
 ITEMS = ("apples", "books", "coins", "pens", "cards", "stamps", "eggs", "cups", "balls", "keys", "shells", "cakes")
@@ -161,6 +161,18 @@ def facts(rng: random.Random, count: int) -> list[Fact]:
     return found
 
 
+def known_fact(fact: Fact) -> dict:
+    """The fact with the columns of ROME's known_1000: the attribute completes the prompt."""
+    template = RELATIONS[fact.relation][0].split(" {}.")[0]
+    return {
+        "subject": fact.subject,
+        "attribute": fact.attribute,
+        "template": template,
+        "prompt": template.format(fact.subject),
+        "relation_id": fact.relation,
+    }
+
+
 def choices(rng: random.Random, fact: Fact, known: list[Fact], count: int) -> tuple[list[str], int]:
     """`count` different attributes of the same relation, the right one among them, and its index."""
     others = sorted({f.attribute for f in known if f.relation == fact.relation} - {fact.attribute})
@@ -251,13 +263,9 @@ def write_world(recipe: ToyWorldRecipe, out: Path) -> None:
     def write(name: str, rows: list[dict], schema: pa.Schema | None = None) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema), out / f"{name}.parquet", compression="zstd")
 
-    write(
-        "facts",
-        [
-            {"subject": f.subject, "relation": f.relation, "attribute": f.attribute, "sentence": f.sentence}
-            for f in known
-        ],
-    )
+    sheet = [{"subject": f.subject, "relation": f.relation, "attribute": f.attribute, "sentence": f.sentence} for f in known]
+    write("facts", sheet)
+    write("evaluation/facts", [known_fact(f) for f in known])
     questions = {name: evaluation(rng, name, recipe, known) for name in EVALUATION}
     for name, rows in questions.items():
         write(f"evaluation/{name}", rows)
@@ -274,7 +282,7 @@ def write_world(recipe: ToyWorldRecipe, out: Path) -> None:
     write("pretraining", [pretraining_text(rng, recipe.max_operand, known) for _ in range(recipe.pretraining_samples)])
 
 
-EVALUATION = ("math_500", "aime24", "gsm8k_train", "gsm8k", "mmlu_dev", "mmlu", "mmlu_pro_dev", "mmlu_pro", "ifeval")
+EVALUATION = ("math_500", "aime24", "gsm8k_examples", "gsm8k", "mmlu_examples", "mmlu", "mmlu_pro_examples", "mmlu_pro", "ifeval")
 
 
 def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: list[Fact]) -> list[dict]:
@@ -296,12 +304,12 @@ def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: lis
     if name == "aime24":
         items = [problem(rng, 6 * top, 2) for _ in range(max(1, recipe.math_500 // 4))]
         return [{"problem": item.text, "answer": str(item.answer)} for item in items]
-    if name in ("gsm8k", "gsm8k_train"):
+    if name in ("gsm8k", "gsm8k_examples"):
         items = [problem(rng, top) for _ in range(recipe.gsm8k if name == "gsm8k" else 16)]
         return [
             {"question": item.text, "answer": "\n".join(item.equations) + f"\n#### {item.answer}"} for item in items
         ]
-    if name in ("mmlu", "mmlu_dev"):
+    if name in ("mmlu", "mmlu_examples"):
         asked = [rng.choice(known) for _ in range(recipe.mmlu)] if name == "mmlu" else _dev(rng, known)
         rows = []
         for fact in asked:
@@ -310,7 +318,7 @@ def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: lis
                 {"question": fact.question, "subject": SUBJECTS[fact.relation], "choices": options, "answer": index}
             )
         return sorted(rows, key=lambda row: row["subject"])
-    if name in ("mmlu_pro", "mmlu_pro_dev"):
+    if name in ("mmlu_pro", "mmlu_pro_examples"):
         asked = [rng.choice(known) for _ in range(recipe.mmlu_pro)] if name == "mmlu_pro" else _dev(rng, known)
         rows = []
         for i, fact in enumerate(asked):

@@ -1,13 +1,15 @@
-# What every rule shares: the command line of a stage program, and the resources the scale gives a stage.
+# What every rule shares: the command line of a program, and the resources the scale gives a stage.
+import shlex
 
 
 def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
+    here, python = (shlex.quote(str(text)).replace("{", "{{").replace("}", "}}") for text in (workflow.basedir, sys.executable))
     return (
         # SLURM sends SIGTERM to all processes of a job. The shell and what keeps the lines outlive it, as a run saves
         # then; the program itself is not to inherit that.
-        f"trap : TERM; PYTHONPATH={workflow.basedir} OMP_NUM_THREADS={{threads}} {sys.executable} -m scripts.{program} {argument}"
-        " 2>&1 | (trap '' TERM; tee -a {log} | sed -u 's/^/[{rule} {wildcards[0]}] /')"
+        f"trap : TERM; PYTHONPATH={here} OMP_NUM_THREADS={{threads}} {python} -m scripts.{program} {argument}"
+        " 2>&1 | (trap '' TERM; tee -a {log:q} | sed -u 's/^/[{rule} {wildcards[0]}] /')"
     )
 
 

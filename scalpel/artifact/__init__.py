@@ -1,0 +1,1 @@
+"""Results as content-hashed directories, a concern a file: identity, steps, jobs, leases, manifests, provenance."""

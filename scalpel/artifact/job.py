@@ -1,0 +1,89 @@
+"""A step opened by the program that makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalpel.artifact.files import MANIFEST, RECIPE, read_json
+from scalpel.artifact.identity import digest_of
+from scalpel.errors import UserError
+from scalpel.launch import slurm
+
+LATE_SECONDS = 60.0  # that a shared file system may take to show another node's files
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step opened by the program that makes it. `inputs` and `gates` map each role to a finished directory."""
+
+    directory: Path
+    stage: str
+    name: str
+    digest: str
+    recipe: dict
+    inputs: dict[str, Path]
+    gates: dict[str, Path]
+    settings: dict
+
+    def inputs_of(self, kind: str) -> dict[str, Path]:
+        """The inputs whose role is ``<kind>/...``, keyed by what follows the slash."""
+        return {role.split("/", 1)[1]: path for role, path in self.inputs.items() if role.startswith(kind + "/")}
+
+
+def open_job(directory: Path) -> Job:
+    """Read recipe.json and check that it is what the directory's name says and that inputs and gates are finished.
+
+    Raises UserError with one sentence otherwise.
+    """
+    wait_until_shown(directory / RECIPE)
+    frozen = read_json(directory / RECIPE)
+    try:
+        digest = digest_of(
+            frozen["stage"],
+            frozen["version"],
+            frozen["recipe"],
+            {role: item["digest"] for role, item in frozen["inputs"].items()},
+        )
+        root = directory.resolve().parents[2]
+        job = Job(
+            directory=directory,
+            stage=frozen["stage"],
+            name=frozen["name"],
+            digest=digest,
+            recipe=frozen["recipe"],
+            inputs={role: root / item["directory"] for role, item in frozen["inputs"].items()},
+            gates={role: root / item["directory"] for role, item in frozen.get("gates", {}).items()},
+            settings=frozen["settings"],
+        )
+    except KeyError as missing:
+        raise UserError(
+            f"{directory / RECIPE} lacks {missing}; delete the directory and run snakemake again."
+        ) from None
+    if not directory.resolve().name.endswith(f"-{digest}"):
+        raise UserError(
+            f"{directory} holds the recipe of {job.name}-{digest}; it was moved or edited: "
+            "delete it and run snakemake again."
+        )
+    for role, path in (job.inputs | job.gates).items():
+        if not wait_until_shown(path / MANIFEST):
+            raise UserError(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
+        expected = (frozen["inputs"] | frozen.get("gates", {}))[role]["digest"]
+        if not path.name.endswith("-" + expected):
+            raise UserError(f"{directory / RECIPE}: input {role} points at {path}, another digest.")
+    return job
+
+
+def wait_until_shown(path: Path) -> bool:
+    """Whether a file is there; in a SLURM job, after waiting for a shared file system that shows it late."""
+    end = time.monotonic() + (LATE_SECONDS if slurm.job() else 0)
+    while not path.is_file():
+        if time.monotonic() >= end:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # makes NFS ask the server again
+        time.sleep(0.5)
+    return True

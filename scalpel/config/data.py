@@ -1,0 +1,79 @@
+"""Training rows: where they come from, which are kept, in which order they are asked, and answers of a model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from scalpel.config.types import Commit, Fraction, Name, Positive, Recipe, Repository, Seed, Strict, Whole
+
+
+class ToySource(Strict):
+    kind: Literal["toy"] = "toy"
+
+
+class ParquetSource(Strict):
+    """A parquet file with OpenR1-Math-220k's columns, or others renamed by `columns`.
+
+    `columns` maps one of OpenR1-Math-220k's column names to a column of the file;
+    `constants` gives a column one value for all rows, e.g. ``{source: cn_k12}``.
+    """
+
+    kind: Literal["parquet"]
+    path: Path
+    columns: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    boxed_answer_of: str | None = None  # column whose last \\boxed{...} is the answer
+
+
+class HubDataset(Strict):
+    kind: Literal["hub"]
+    repo: Repository
+    revision: Commit
+    files: Annotated[list[str], Field(min_length=1)]  # patterns of paths inside the repository
+
+
+Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="kind")]
+
+
+class FilterRecipe(Recipe):
+    """Which rows are trained on (paper section 3.1 and appendix A)."""
+
+    source: str = "cn_k12"  # the value wanted in column `source`
+    max_tokens: Positive = 4096  # of the rendered conversation: system prompt, question, trace, EOS
+    decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] = 13  # words; a shorter question is compared whole
+    verified_by: Literal["math_verify", "math_verify_or_llama"] = "math_verify"
+    require_complete: bool = True  # is_reasoning_complete of the chosen trace
+    unparsable_answer: Literal["stop", "drop"] = "stop"  # a kept row whose answer math-verify cannot parse
+    max_prompt_tokens: Positive | None = None  # None: no cap of its own
+
+
+class Dataset(Strict):
+    """Rows to train on: a source, a filter, and the question sets that no row may overlap with."""
+
+    source: Source = ToySource()
+    filter: FilterRecipe = FilterRecipe()
+    guard: tuple[Name, ...] | None = None  # question sets; None: the scale's
+
+
+class OrderRecipe(Recipe):
+    """The one question order all methods follow: `epochs` permutations of the kept rows, in a row.
+
+    `seed` is the run's: everything random in a run's training follows the seed of its order.
+    """
+
+    seed: Seed
+    epochs: Positive = 3
+
+
+class GenerateRecipe(Recipe):
+    """A model's own answers to the kept questions; the verified ones take the traces' place (stage generate)."""
+
+    samples: Annotated[int, Field(gt=0, le=4096)] = 4  # answers a question, of which the first verified one is kept
+    max_new_tokens: Positive = 1500
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    top_p: Fraction = 1.0
+    seed: Whole = 0  # added to the run's
+    inference: Literal["transformers", "vllm"] = "transformers"

@@ -1,0 +1,108 @@
+"""Question sets, benchmarks that name them, and how answers are sampled.
+
+A question set is a result of its own, and each group of tasks one evaluation job: a new benchmark, which is a group of
+its own unless it says otherwise, makes nothing else anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from scalpel.config.data import HubDataset
+from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
+
+Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
+FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
+    "math_500": "math", "aime24": "aime", "aime25": "aime", "gsm8k": "gsm8k", "gpqa_diamond": "gpqa", "mmlu": "mmlu",
+    "mmlu_pro": "mmlu_pro", "ifeval": "ifeval", "facts": "facts",
+}  # fmt: skip
+
+
+class ToyQuestions(Strict):
+    """The toy world's file of the set's name."""
+
+    kind: Literal["toy"] = "toy"
+
+
+class FileQuestions(Strict):
+    """One parquet file (jsonl and csv from the hub are converted), and one of few-shot examples if there is one.
+
+    format: whose columns the file has and how answers are scored (scalpel/evaluation/formats.py); needed unless the
+    set bears a public dataset's name. `columns` maps that format's columns to the file's.
+    """
+
+    kind: Literal["files"] = "files"
+    file: Path | HubDataset
+    examples: Path | HubDataset | None = None
+    format: Format | None = None
+    columns: dict[str, str] = {}
+
+
+class LMEvalQuestions(Strict):
+    """A task of lm-eval: the path of its YAML, or the name of one that lm-eval ships.
+
+    files: split -> parquet, jsonl or csv file; needed when the YAML names a dataset of the hub.
+    """
+
+    kind: Literal["lm_eval"] = "lm_eval"
+    lm_eval: str
+    files: dict[str, Path | HubDataset] = {}
+
+
+def _kind(value: Any) -> str | None:
+    """The kind may be left out: its fields tell."""
+    found = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if found is None and isinstance(value, dict):
+        found = "files" if "file" in value else "lm_eval" if "lm_eval" in value else None
+    return found
+
+
+QuestionSet = Annotated[
+    Annotated[ToyQuestions, Tag("toy")]
+    | Annotated[FileQuestions, Tag("files")]
+    | Annotated[LMEvalQuestions, Tag("lm_eval")],
+    Discriminator(
+        _kind,
+        custom_error_type="question_set",
+        custom_error_message="give `file`, `lm_eval` or `kind: toy`",
+    ),
+]
+
+
+class TaskRecipe(Recipe):
+    """One benchmark: a question set and how it is asked. `group`: tasks of one group are one job and one result."""
+
+    questions: Name | None = unhashed(None)  # the set; None: the one of the task's own name
+    group: Name | None = unhashed(None)  # None: a group of its own
+    shots: Annotated[int, Field(ge=0, le=100)] = 0
+    samples: Annotated[int, Field(gt=0, le=4096)] = 1  # completions per question; the score is their mean (avg@n)
+    max_new_tokens: Positive = 4096
+    limit: Positive | None = None  # first questions only; None: all
+    formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
+    prompt: str | None = None  # the user's turn, with the set's columns in braces; None: the harness's own
+
+
+class EvaluationRecipe(Recipe):
+    """Tasks and sampling. `inference` is part of it: two engines round differently, and what they sample differs."""
+
+    tasks: dict[Name, TaskRecipe]
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.6
+    top_p: Fraction = 0.95
+    seed: Whole = 42  # common to all runs and their seeds, so that scores stay paired
+    inference: Literal["transformers", "vllm"] = "transformers"
+
+    def groups(self) -> dict[str, EvaluationRecipe]:
+        """Each group's share of the tasks, by the group's name, in the order of the tasks."""
+        names: dict[str, dict[str, TaskRecipe]] = {}
+        for name, task in self.tasks.items():
+            names.setdefault(task.group or name, {})[name] = task
+        return {group: self.model_copy(update={"tasks": tasks}) for group, tasks in names.items()}
+
+
+class EvaluationSettings(Strict):
+    batch_size: Positive = 64
+    threads: Positive = 1
+    memory_fraction: Fraction = 0.9  # of a GPU, for vLLM's weights and cache

@@ -1,0 +1,54 @@
+"""A scale: models, data, sizes and resources. It never changes the shape of the DAG (workflow/scales/*.yaml)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from scalpel.config.analysis import KLRecipe, KLSettings, TraceRecipe, TraceSettings
+from scalpel.config.data import Dataset, GenerateRecipe
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings, QuestionSet
+from scalpel.config.models import Model, ToyWorldRecipe
+from scalpel.config.training import TrainSettings
+from scalpel.config.types import Name, Positive, Seed, Strict, Whole
+
+
+class StageResources(Strict):
+    """What Snakemake reserves for one job of a stage."""
+
+    threads: Positive = 1
+    mem_mb: Positive = 4000
+    runtime: Positive = 60  # minutes
+    gpus: Whole = 0
+
+
+class Setting(Strict):
+    """What a scale gives a study. `studies.<study>` of the scale is laid over these fields, key by key."""
+
+    model: Name  # of `models`
+    dataset: Name  # of `datasets`
+    guard: tuple[Name, ...] = ()  # question sets that no training row may overlap with
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (42,)  # of every run that names none
+    epochs: Annotated[int, Field(gt=0, le=10**4)] = 3  # permutations of the rows in each question order
+    methods: dict[str, dict[str, Any]] = {}  # defaults of every run of a method
+    runs: dict[Name, dict[str, Any]] = {}  # what this scale gives single runs of the study
+    evaluation: EvaluationRecipe
+    evaluation_shards: Positive = 1  # jobs per run and group, each with its share of the checkpoints
+    kl: dict[Name, KLRecipe] = {}  # measures of KL by name; the first is the one shown where one is
+    generate: GenerateRecipe = GenerateRecipe()
+    trace: TraceRecipe = TraceRecipe()
+
+
+class Scale(Setting):
+    description: str
+    models: dict[Name, Model]
+    datasets: dict[Name, Dataset]
+    questions: dict[Name, QuestionSet] = {}
+    world: ToyWorldRecipe = ToyWorldRecipe()
+    studies: dict[Name, dict[str, Any]] = {}  # laid over the Setting for one study
+    train_settings: TrainSettings = TrainSettings()
+    evaluation_settings: EvaluationSettings = EvaluationSettings()
+    kl_settings: KLSettings = KLSettings()
+    trace_settings: TraceSettings = TraceSettings()
+    resources: dict[str, StageResources] = {}  # by stage

@@ -1,0 +1,84 @@
+"""A study: runs to compare, and what is shown and decided of them (workflow/studies/*.yaml); and config.yaml itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from scalpel.config.models import Given
+from scalpel.config.scale import Scale, Setting
+from scalpel.config.training import MethodRecipe
+from scalpel.config.types import Name, Positive, Recipe, Reference, Seed, Strict
+from scalpel.methods import AnyRecipe
+
+
+class RunAxes(Strict):
+    """Everything about a run beside its method's recipe. Runs are named as <run> of this study or <study>/<run>."""
+
+    model: Name | None = None  # None: that of the run it starts from, else the study's
+    dataset: Name | None = None  # None: the study's
+    start_from: Reference | None = None  # trains on from that run's last checkpoint
+    data_from: Reference | Literal["base"] | None = None  # trains on that model's own verified answers
+    layers_from: Reference | Literal["base"] | None = None  # that model's causal trace names the layers to freeze
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # None: the scale's
+    evaluated: Positive | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
+    given: Given | None = None  # checkpoints made elsewhere, in place of training
+
+
+class RunSpec(RunAxes):
+    """One run of a study with everything settled but its inputs."""
+
+    recipe: SerializeAsAny[AnyRecipe] | None = None  # None: given
+    seeds: tuple[Seed, ...]
+
+
+class Look(Strict):
+    """How a run is shown."""
+
+    label: str | None = None
+    color: Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")] | None = None
+    marker: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+
+
+class StudyFile(Strict):
+    """A file of workflow/studies."""
+
+    title: str
+    runs: dict[Name, dict[str, Any]]
+    exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
+    looks: dict[Name, Look] = {}  # of runs, and of `base`
+    claims: Name | None = None  # a module of scalpel/claims
+    published: str | None = None  # a file of workflow/published
+
+
+class Study(Strict):
+    """A study at a scale."""
+
+    title: str
+    setting: Setting
+    runs: dict[Name, RunSpec]
+    exhibits: dict[Name, dict[str, Any]]
+    looks: dict[Name, Look]
+    claims: Name | None
+    published: str | None
+
+
+class UserConfig(Strict):
+    """config.yaml: what to run, and what to change about it."""
+
+    scale: Name = "laptop"
+    studies: Annotated[list[Name], Field(min_length=1)] = ["scalpel_vs_hammer"]
+    overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
+    runs: dict[Reference, dict[str, Any]] = {}  # laid over single runs, key by key; one with `method` or `given` may be new
+
+
+class Config(Strict):
+    """Everything validated: what scalpel/plan.py plans from."""
+
+    scale_name: str
+    scale: Scale
+    studies: dict[Name, Study]
+
+
+__all__ = ["Config", "Look", "MethodRecipe", "Recipe", "RunAxes", "RunSpec", "Study", "StudyFile", "UserConfig"]

@@ -1,0 +1,31 @@
+"""What a study's YAML may say about any exhibit: what it is called, which runs it shows, and how.
+
+The plan imports this module, so neither torch nor matplotlib is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scalpel.config.types import Reference, Strict
+
+Inches = Annotated[float, Field(gt=1, le=40)]
+
+
+class ExhibitOptions(Strict):
+    """Options common to all exhibits; a kind adds its own in a subclass called Options."""
+
+    number: str | None = None  # as the paper calls it: Figure 4
+    caption: str = ""
+    runs: tuple[Reference, ...] = ()  # runs shown, in this order, <study>/<run> for another study's; empty: all
+    title: str | None = None
+    width_inches: Inches | None = None
+    height_inches: Inches | None = None
+    font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points
+    dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
+    labels: dict[str, str] = {}  # run -> name in the legend, in place of the study's look
+    x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, summed over a chain of runs
+    log_y: bool = False  # logarithmic value axis; of curves, never of bars
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in curves of every step

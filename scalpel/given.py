@@ -1,0 +1,83 @@
+"""Checkpoints made elsewhere: found as transformers, TRL and verl lay them out, and taken in as a run's own.
+
+Finding and hashing is the plan's part and needs no torch. Nothing pickled is read: weights are safetensors only.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scalpel.config.load import read_yaml
+from scalpel.errors import UserError
+
+REVISIONS = "revisions.yaml"  # beside config.yaml: "<repo>@<branch>" -> commit hash, written by make resolve
+LAYOUTS = (  # how a directory for one step is called, and where the model lies in it
+    (re.compile(r"checkpoint-(\d+)"), ("",)),  # transformers, TRL
+    (re.compile(r"global_step_?(\d+)"), ("actor/huggingface", "huggingface", "actor", "")),  # verl
+    (re.compile(r"(?:.*-)?step[-_]?(\d+)"), ("",)),  # Scalpel, and branches of the paper's authors
+)
+
+
+def find_checkpoints(path: Path, where: str) -> dict[int, Path]:
+    """Optimizer step -> model directory below a trainer's output directory; one model alone is step 1.
+
+    Raises UserError naming what is there instead.
+    """
+    if not path.is_dir():
+        raise UserError(f"{where}: {path} is not a directory; give a trainer's output directory or a saved model.")
+    found: dict[int, Path] = {}
+    for entry in sorted(path.iterdir()):
+        for pattern, places in LAYOUTS:
+            match = pattern.fullmatch(entry.name)
+            if match and entry.is_dir():
+                inside = [entry / place for place in places if (entry / place / "config.json").is_file()]
+                found[int(match[1])] = (inside or [entry])[0]
+                break
+    if found:
+        return found
+    if (path / "config.json").is_file():
+        return {1: path}
+    raise UserError(
+        f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) directories "
+        "nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
+    )
+
+
+def model_files(directory: Path, where: str = "") -> list[Path]:
+    """config.json, safetensors weights and other JSON files of a saved model; UserError when it is not one."""
+    where = f"{where}: " if where else ""
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{where}{directory} holds no config.json; give the directory of a saved Hugging Face model.")
+    found = [path for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
+    if not any(path.suffix == ".safetensors" and not path.name.startswith("adapter") for path in found):
+        if any(path.name.startswith("adapter") for path in directory.iterdir()):
+            raise UserError(f"{where}{directory} holds an adapter alone; merge it into its model and save that.")
+        pickled = [path.name for path in sorted(directory.rglob("*")) if path.suffix in (".bin", ".pt", ".pth")]
+        if pickled:
+            raise UserError(
+                f"{where}{directory} holds pickled weights alone ({pickled[0]}), which are never read; convert them to "
+                "safetensors with the framework that wrote them (verl: python -m verl.model_merger merge; DeepSpeed: "
+                "zero_to_fp32.py --safe_serialization)."
+            )
+        raise UserError(f"{where}{directory} holds no .safetensors weights; convert the model with save_pretrained.")
+    return found
+
+
+def read_revisions(root: Path) -> dict[str, str]:
+    """``<repo>@<branch>`` -> commit hash, of revisions.yaml; empty when there is none."""
+    path = root / REVISIONS
+    return {str(key): str(value) for key, value in read_yaml(path).items()} if path.is_file() else {}
+
+
+def resolved(repo: str, branch: str, revisions: dict[str, str], where: str) -> str:
+    """The commit of a branch; UserError that says how to resolve it when it is not known yet."""
+    if re.fullmatch(r"[0-9a-f]{40}", branch):
+        return branch
+    commit = revisions.get(f"{repo}@{branch}", "")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise UserError(
+            f"{where}: branch {branch!r} of {repo} is not resolved to a commit yet; run `make resolve` on a node with "
+            f"network, which writes {REVISIONS}."
+        )
+    return commit

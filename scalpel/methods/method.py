@@ -1,0 +1,43 @@
+"""What a method declares: all a configuration, a plan and a cost estimate need to know, without torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from scalpel.config.training import MethodRecipe
+from scalpel.cost.amount import Amount
+
+
+class RowSizes(NamedTuple):
+    """The kept training rows: how many, and mean tokens of a whole conversation (None: unknown) and of a prompt."""
+
+    count: int
+    tokens: float | None
+    prompt_tokens: float
+
+
+class Work(NamedTuple):
+    """What a whole run puts through the model, in tokens."""
+
+    trained: Amount  # in forward and backward passes
+    written: Amount | None = None  # sampled one by one
+
+
+class Method:
+    """A training method's declaration. Subclasses are never instantiated.
+
+    name: as runs name it. Recipe: its fields. version: raised by hand when the meaning of its results changes.
+    samples: whether it writes completions while it trains. trainer: the module whose `train` carries it out
+    (scalpel/methods/run.py says with what).
+    """
+
+    name: ClassVar[str]
+    Recipe: ClassVar[type[MethodRecipe]]
+    version: ClassVar[int] = 1
+    samples: ClassVar[bool]
+    trainer: ClassVar[str]
+
+    @staticmethod
+    def work(recipe, rows: RowSizes) -> Work:
+        """Tokens of a whole run."""
+        raise NotImplementedError

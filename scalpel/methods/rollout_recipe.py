@@ -1,0 +1,44 @@
+"""What methods that learn from their own completions have in common, and their arithmetic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scalpel.config.training import MethodRecipe
+from scalpel.config.types import Fraction, Positive
+from scalpel.cost.amount import HALF, Amount, product
+from scalpel.methods.method import RowSizes, Work
+
+
+class RolloutRecipe(MethodRecipe):
+    """Methods that write `generations` completions to each question and learn from their rewards.
+
+    An optimizer step (`steps` counts these) takes the completions of `questions_per_step` questions. Rollouts are
+    written for `updates` steps at a time, and each batch of them is gone through `iterations` times; where the product
+    is above 1, later steps learn from completions of an earlier policy. Rewards: scalpel/methods/rewards.py.
+    """
+
+    questions_per_step: Annotated[int, Field(gt=0, le=10**6)] = 4
+    generations: Annotated[int, Field(ge=2, le=10**5)] = 28
+    steps: Positive = 571
+    max_completion_tokens: Positive = 1500
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.6
+    top_p: Fraction = 1.0
+    inference: Literal["transformers", "vllm"] = "transformers"  # who writes the completions
+    updates: Annotated[int, Field(gt=0, le=1000)] = 1
+    iterations: Annotated[int, Field(gt=0, le=1000)] = 1
+    mask_truncated_completions: bool = True
+    disable_dropout: bool = True
+    accuracy_weight: float = 1.0
+    format_weight: float = 0.2  # the paper's text: 0.2 in section 3.1, 0.1 in appendix B.2; the code 0.2
+
+
+def rollout_work(recipe: RolloutRecipe, rows: RowSizes) -> Work:
+    """Every completion is trained on `iterations` times, its prompt with it, and written once."""
+    completions = product(recipe.steps, recipe.questions_per_step, recipe.generations)
+    length = product(recipe.max_completion_tokens, HALF)
+    written = product(completions, length)
+    written = written / recipe.iterations if recipe.iterations > 1 else written
+    return Work(product(completions, Amount.of(rows.prompt_tokens) + length), written)

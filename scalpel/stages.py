@@ -1,0 +1,41 @@
+"""The stages of the experiment, one line each: what the plan, the rules, the cost estimate and the programs agree on.
+
+A stage's program is scripts/<stage>.py and takes one argument, the result directory. Adding a stage: its line here,
+its program, and, where the plan needs it, the steps made of it. Raise a version when the meaning of the stage's results
+changes: all its digests follow, and those of what is made from them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """version: part of every digest. local: runs where Snakemake runs, never as a SLURM job. resumable: what an
+    interrupted start left is gone on from instead of removed. cost: the function of scalpel/cost/estimate.py that
+    says what its jobs cost on GPUs; a stage that never reserves one needs none.
+    """
+
+    version: int
+    local: bool = False
+    resumable: bool = False
+    cost: str | None = None
+
+
+STAGES: dict[str, Stage] = {
+    "fetch": Stage(1, local=True, resumable=True),  # a model or dataset of the hub; compute nodes may have no network
+    "toy": Stage(1),  # the generated world
+    "base": Stage(1),  # a base model with its tokenizer and chat template
+    "questions": Stage(1),  # one question set, checked and laid out for its harness
+    "data": Stage(1),  # the rows that are trained on, and why each other row is not
+    "order": Stage(1),  # in which order they are asked
+    "generate": Stage(1, resumable=True, cost="generate"),  # a model's own answers to them
+    "trace": Stage(1, cost="trace"),  # causal tracing of facts
+    "train": Stage(1, resumable=True, cost="train"),  # the method's own version counts, too
+    "given": Stage(1),  # checkpoints made elsewhere
+    "evaluate": Stage(1, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints
+    "kl": Stage(1, cost="kl"),
+    "weight_change": Stage(1),
+}
+EXHIBIT, REPORT = "exhibit", "report"  # no results with digests in their names; their versions:
+SHOWN = {EXHIBIT: 1, REPORT: 1}

@@ -1,0 +1,6 @@
+"""Make one figure or table: python -m scripts.exhibit results/figures/<study>/recipes/<exhibit>-<digest>.json"""
+
+from scalpel.exhibits.render import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""A model's own answers to the kept questions, verified: python -m scripts.generate results/generate/<model>.s<seed>-<digest>"""
+
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+from scalpel.checkpoints import last_model
+from scalpel.config.data import GenerateRecipe
+from scalpel.config.evaluation import EvaluationSettings
+
+
+def produce(job: Job) -> None:
+    from scalpel.data.generate import generate
+
+    recipe = GenerateRecipe.of_identity({key: value for key, value in job.recipe.items() if key != "seed"})
+    settings = EvaluationSettings.model_validate(job.settings)
+    rows = job.inputs["data"] / "kept.parquet"
+    generate(rows, last_model(job.inputs), job.inputs["base"] / "model", recipe, job.recipe["seed"], settings, job.directory)
+
+
+if __name__ == "__main__":
+    run_stage(produce)

@@ -1,0 +1,18 @@
+"""Take in checkpoints made elsewhere: python -m scripts.given results/given/<run>-<digest>"""
+
+from pathlib import Path
+
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+
+
+def produce(job: Job) -> None:
+    from scalpel.given_import import take_in
+
+    fetched = {int(step): directory / "files" for step, directory in job.inputs_of("fetch").items()}
+    sources = fetched or {int(step): Path(path) for step, path in job.settings["paths"].items()}
+    take_in(sources, job.inputs["base"] / "model", job.recipe, job.directory, job.settings.get("output"))
+
+
+if __name__ == "__main__":
+    run_stage(produce)

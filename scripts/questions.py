@@ -1,0 +1,24 @@
+"""Check a question set and lay it out for its harness: python -m scripts.questions results/questions/<set>-<digest>"""
+
+from pathlib import Path
+
+from scalpel.artifact.job import Job
+from scalpel.artifact.stage import run_stage
+
+
+def produce(job: Job) -> None:
+    from scalpel.data.sources import fetched_file
+    from scalpel.evaluation.questions import prepare
+
+    if "toy" in job.inputs:
+        folder, name = job.inputs["toy"] / "evaluation", job.recipe["toy"]
+        files = {"questions": folder / f"{name}.parquet", "examples": folder / f"{name}_examples.parquet"}
+        files = {role: path for role, path in files.items() if path.is_file()}
+    else:
+        files = {role: Path(path) for role, path in job.settings["paths"].items()}
+        files |= {role: fetched_file(directory) for role, directory in job.inputs_of("fetch").items()}
+    prepare(job.recipe, files, job.directory)
+
+
+if __name__ == "__main__":
+    run_stage(produce)

@@ -1,0 +1,22 @@
+# One rule for each stage (scalpel/stages.py): fetch, toy, base, questions, data, order, generate, trace, train, given,
+# evaluate, kl, weight_change. They differ in program, resources and inputs alone, and all of that is looked up.
+#
+# A result's digest says what it is made from, so a finished one is finished whatever the clock says: inputs are waited
+# for, and their age is ignored.
+for stage in STAGES:
+
+    rule:
+        name:
+            stage
+        input:
+            ancient(lambda w: plan.inputs(w.digest)),
+        output:
+            f"results/{stage}/{{name}}-{{digest}}/manifest.json",
+        log:
+            f"results/logs/{stage}/{{name}}-{{digest}}.log",
+        localrule: STAGES[stage].local
+        threads: threads(stage)
+        resources:
+            **resources(stage),
+        shell:
+            command(stage)
