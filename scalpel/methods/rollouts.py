@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -110,6 +110,13 @@ class Rollout:
     advantage: float = 0.0
 
 
+class Update(NamedTuple):
+    """What one optimizer step of a batch of rollouts learns from: this rank's micro-batches, and what is logged."""
+
+    micro_batches: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
 class RolloutTrainer(MethodTrainer, GRPOTrainer):
     """GRPOTrainer whose rollouts are written, graded and credited here. `config`: arguments of GRPOConfig that the
     method adds."""
@@ -128,7 +135,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         self.accumulation = sequences // (self.micro_batch * self.ranks.count)
         self.opening = opening(tokenizer)
         self.prompts: dict[int, list[int]] = {}
-        self.batch: list[list[dict[str, Any]]] = []  # this rank's micro-batches of each update
+        self.batch: list[Update] = []
         self._tokens: list[int] = []  # trained on in each micro-batch since the last log
         starts = [0]
         for step in steps:
@@ -265,11 +272,13 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         step, place = divmod(int(inputs["number"]), self.accumulation)
         if step % self.per_batch == 0 and place == 0:
             self.batch = self.make_batch(step)
-        update = step % self.per_batch % self.recipe.updates
-        return self.batch[update][place]
+        update = self.batch[step % self.per_batch % self.recipe.updates]
+        if place == 0:
+            self.measure(update.metrics)
+        return update.micro_batches[place]
 
-    def make_batch(self, step: int) -> list[list[dict[str, Any]]]:
-        """Write the rollouts that the steps from `step` on learn from; this rank's micro-batches of each update."""
+    def make_batch(self, step: int) -> list[Update]:
+        """Write the rollouts that the steps from `step` on learn from."""
         first = step // self.per_batch * self.recipe.updates
         places = [
             [(self.starts[u] + i, row) for i, row in enumerate(self.asked[u])]
@@ -282,9 +291,9 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         for number in range(self.recipe.updates):
             share = groups[number * size : (number + 1) * size]
             self.journal(share, step + number + 1)
-            updates.append([rollout for group in share for rollout in group])
-        self.log_rollouts(groups)
-        return [self.micro_batches(rollouts) for rollouts in updates]
+            rollouts = [rollout for group in share for rollout in group]
+            updates.append(Update(self.micro_batches(rollouts), self.metrics(share)))
+        return updates
 
     def micro_batches(self, rollouts: list[Rollout]) -> list[dict[str, Any]]:
         """This rank's micro-batches of one update, as tensors."""
@@ -361,8 +370,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             ]
         )
 
-    def log_rollouts(self, groups: list[list[Rollout]]) -> None:
-        """Means over the completions the policy wrote: rewards, lengths, how many were cut off."""
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
+        """What is logged of rollouts. Means over the completions the policy wrote: rewards, lengths, share cut off."""
         written = [rollout for group in groups for rollout in group if rollout.origin != EXPERT]
         totals = torch.cat(self.total_rewards(groups))[[r.origin != EXPERT for group in groups for r in group]]
         metrics = {"reward": torch.nanmean(totals).item()}
@@ -372,7 +381,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         if written:
             metrics["completions/length"] = sum(len(r.ids) for r in written) / len(written)
             metrics["completions/truncated"] = sum(not r.ended for r in written) / len(written)
-        self.measure(metrics)
+        return metrics
 
     def measure(self, values: dict[str, float]) -> None:
         """Log values of this step; NaN for what there is none of."""
@@ -390,26 +399,26 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """The batch of rollouts when steps are still to be made of it."""
         if self.state.global_step % self.per_batch == 0:
             return
-        tensors, shapes = {}, []
-        for update, places in enumerate(self.batch):
-            for place, inputs in enumerate(places):
-                tensors |= {f"{update}.{place}.{name}": value.contiguous() for name, value in inputs.items()}
-            shapes.append(len(places))
+        tensors, kept = {}, []
+        for number, update in enumerate(self.batch):
+            for place, inputs in enumerate(update.micro_batches):
+                tensors |= {f"{number}.{place}.{name}": value.contiguous() for name, value in inputs.items()}
+            kept.append({"micro_batches": len(update.micro_batches), "metrics": update.metrics})
         directory.mkdir(parents=True, exist_ok=True)
         name = BUFFER.format(rank=self.ranks.rank)
         save_file(tensors, directory / f"{name}.safetensors")
-        (directory / f"{name}.json").write_text(json.dumps(shapes))
+        (directory / f"{name}.json").write_text(json.dumps(kept))
 
     def load_more(self, directory: Path) -> None:
         name = BUFFER.format(rank=self.ranks.rank)
         if not (directory / f"{name}.json").is_file():
             return
         tensors = load_file(directory / f"{name}.safetensors", device=str(self.accelerator.device))
-        shapes = json.loads((directory / f"{name}.json").read_text())
-        self.batch = [[{} for _ in range(places)] for places in shapes]
+        kept = json.loads((directory / f"{name}.json").read_text())
+        self.batch = [Update([{} for _ in range(item["micro_batches"])], item["metrics"]) for item in kept]
         for key, tensor in tensors.items():
-            update, place, field_name = key.split(".", 2)
-            self.batch[int(update)][int(place)][field_name] = tensor
+            number, place, what = key.split(".", 2)
+            self.batch[int(number)].micro_batches[int(place)][what] = tensor
 
 
 def _unused(*_args, **_kwargs):
