@@ -29,18 +29,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from scalpel import progress
 from scalpel.artifact import STATE, write_atomically
 from scalpel.config import GRPORecipe, OptimizerRecipe, SFTRecipe, Trainable, TrainSettings
 from scalpel.errors import Interrupted, UserError
 from scalpel.launch import slurm
+from scalpel.weights import DTYPES, SAFETENSORS, load_model
 
 COMPLETE = "complete.json"
 TIME_LIMIT = "the job's time limit is near"
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of safetensors
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # ---------------------------------------------------------------- schedule
 
@@ -119,20 +118,14 @@ def _by_tokens(lengths: list[int], budget: int) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------- model and freezing
 
 
-def load_model(directory: Path, dtype: str, engine: str = "single"):
-    """The base model, from safetensors; UserError for damaged weights.
+def load_policy(directory: Path, dtype: str, engine: str = "single"):
+    """The model to be trained.
 
     What the optimizer changes is float32 whatever `dtype`: in bfloat16 a step of 1e-6 is lost in rounding for
     almost every weight. DeepSpeed keeps float32 copies of its own and is given `dtype`; else the weights are
     float32 and `dtype` is that of the matrix products (autocast) and of the saved checkpoints.
     """
-    held = DTYPES[dtype] if engine == "zero2" else torch.float32
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory, dtype=held, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{directory} does not load ({error}); delete that result and make it again.") from None
+    return load_model(directory, dtype if engine == "zero2" else "float32")
 
 
 def is_trainable(name: str, trainable: Trainable) -> bool:
@@ -386,7 +379,7 @@ class Keeper(TrainerCallback):
         """Copy a file of the model; weights as `dtype`."""
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                narrow = all(file.get_slice(name).get_dtype() == NAMES[self.dtype] for name in file.keys())  # noqa: SIM118
+                narrow = all(file.get_slice(name).get_dtype() == SAFETENSORS[self.dtype] for name in file.keys())  # noqa: SIM118
             if not narrow:
                 tensors = {name: tensor.to(self.dtype) for name, tensor in load_file(path).items()}
                 return save_file(tensors, target, metadata={"format": "pt"})

@@ -143,7 +143,7 @@ def train(recipe: GRPORecipe, base: Path, kept: Path, order: Path, out: Path, se
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
     tokenizer = load_tokenizer(base)
     tokenizer.padding_side = "left"
-    model = shared.load_model(base, recipe.dtype, settings.engine)
+    model = shared.load_policy(base, recipe.dtype, settings.engine)
     shared.freeze(model, recipe.trainable)
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)

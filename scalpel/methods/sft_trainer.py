@@ -129,7 +129,7 @@ def train(recipe: SFTRecipe, base: Path, kept: Path, order: Path, out: Path, set
     steps = shared.schedule(recipe, rows, ordered, epochs)
     saved_at = shared.checkpoint_steps(len(steps), recipe.checkpoints)
     tokenizer = load_tokenizer(base)
-    model = shared.load_model(base, recipe.dtype, settings.engine)
+    model = shared.load_policy(base, recipe.dtype, settings.engine)
     shared.freeze(model, recipe.trainable)
     batches, accumulation = micro_batches(steps, settings.sequences_per_device, shared.World.here().ranks)
     schedule = [row for step in steps for row in step]
