@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.chat import token_ids
-from scalpel.config import OrderRecipe, ToyModelRecipe, ToyWorldRecipe
+from scalpel.chat import template_text, token_ids
+from scalpel.config.data import OrderRecipe
+from scalpel.config.models import ToyModelRecipe, ToyWorldRecipe
 from scalpel.data.order import write_order
 
 WORLD = ToyWorldRecipe(
@@ -17,14 +18,14 @@ MODEL = ToyModelRecipe(
 )
 
 
-def make_tiny_base(directory: Path) -> Path:
-    """A two-layer Olmo2 with tokenizer and chat template under `directory`; returns the model directory."""
+def make_tiny_base(directory: Path, model: ToyModelRecipe = MODEL, template: str = "scalpel_vs_hammer") -> Path:
+    """A two-layer Olmo2 with tokenizer and the named chat template under `directory`; returns the model directory."""
     from scalpel.toy.model import train_base
     from scalpel.toy.world import write_world
 
     directory.mkdir(parents=True, exist_ok=True)
     write_world(WORLD, directory / "world")
-    train_base(MODEL, directory / "world", directory / "base", threads=1)
+    train_base(model, directory / "world", directory / "base", threads=1, template=template_text(template))
     return directory / "base" / "model"
 
 

@@ -49,19 +49,21 @@ def kl(
     import pyarrow.parquet as pq
     import torch
 
+    from scalpel.weights import default_device, load_model
+
     torch.set_num_threads(settings.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     asked, too_long = read_questions(questions, base, recipe)
     batches = by_length(asked, settings.batch_tokens)
 
-    model = load_model(base, device)
+    model = load_model(base, "float32", device)
     base_head = model.get_output_embeddings()
     base_hidden = [hidden_states(model, batch).cpu() for batch in track(batches, "base model, batch")]
     del model
 
     rows = []
     for step, path in track(checkpoints, "KL, checkpoint"):
-        model = load_model(path, device)
+        model = load_model(path, "float32", device)
         head = model.get_output_embeddings()
         if head.weight.shape != base_head.weight.shape:
             raise UserError(
@@ -142,32 +144,6 @@ def by_length(questions: list[Question], batch_tokens: int) -> list[list[Questio
         else:
             batches.append([question])
     return batches
-
-
-def load_model(path: Path, device):
-    """A causal language model in float32; UserError when files are damaged or weights missing."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # one bar per checkpoint would drown this stage's own progress
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: the model cannot be loaded ({first}); save or train it again.") from None
-    lacking = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    if lacking:  # transformers fills these with random numbers and goes on
-        raise UserError(f"{path}: tensor {sorted(lacking)[0]} is missing or differently shaped; train it again.")
-    return model.to(device).eval()
 
 
 def hidden_states(model, batch: list[Question]):

@@ -22,12 +22,11 @@ from urllib.parse import urlsplit
 import torch
 
 from scalpel.errors import UserError
+from scalpel.weights import SAFETENSORS
 
 SERVERS, TOKEN = "SCALPEL_ROLLOUT_SERVERS", "SCALPEL_ROLLOUT_TOKEN"
 PORTS_TRIED = 18650  # of servers on nodes of their own, where nobody can ask for a free port beforehand
 COMPLETION_SECONDS = 3600.0  # that one step's completions may take
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 OTHER_WEIGHTS = 409  # status: the server does not hold the step's weights
 
 
@@ -106,7 +105,7 @@ class Rollouts:
         for name, tensor in weights:
             size = tensor.numel() * tensor.element_size()
             where = [offset, offset + size]
-            header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": where}
+            header[name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": where}
             offset += size
         text = json.dumps(header).encode()
         connection = self._connection(url, COMPLETION_SECONDS)

@@ -20,7 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from scalpel.config.training import RolloutServer
 from scalpel.launch.crew import settle_child, wait_for_end_of_input
-from scalpel.launch.rollouts import DTYPES, OTHER_WEIGHTS, TOKEN
+from scalpel.launch.rollouts import OTHER_WEIGHTS, TOKEN
+from scalpel.weights import OF_SAFETENSORS
 
 CHUNK = 1 << 24  # bytes of a tensor read at once
 
@@ -161,7 +162,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if not got:
                     raise ConnectionError("the weights ended early")
                 done += got
-            yield name, torch.frombuffer(buffer, dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            yield name, torch.frombuffer(buffer, dtype=OF_SAFETENSORS[entry["dtype"]]).reshape(entry["shape"])
 
     def complete(self, asked: dict) -> None:
         if asked.pop("version") != Handler.version:

@@ -36,7 +36,7 @@ from scalpel.launch import slurm
 from scalpel.methods.freezing import check_frozen
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.state import COMPLETE, Journal, digests, to_disk, usable_state
-from scalpel.weights import DTYPES, SAFETENSORS_NAMES
+from scalpel.weights import DTYPES, SAFETENSORS
 
 TIME_LIMIT = "the job's time limit is near"
 
@@ -149,7 +149,7 @@ class Saving(TrainerCallback):
         """Copy a file of the model; weights as `dtype`."""
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                wanted = SAFETENSORS_NAMES[self.dtype]
+                wanted = SAFETENSORS[self.dtype]
                 there = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no iterator)
             if there != {wanted}:
                 tensors = {name: tensor.to(self.dtype) for name, tensor in load_file(path).items()}

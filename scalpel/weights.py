@@ -1,0 +1,161 @@
+"""The one place that loads a model: safetensors from local files, no remote code, every tensor there and in place.
+
+transformers fills a missing or differently shaped tensor with random numbers, says so in a log, and carries on; a run
+that starts from such a model, or a score of it, means nothing. So both are errors here, whoever loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from scalpel.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # as recipes name them
+SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors' headers do
+OF_SAFETENSORS = {name: dtype for dtype, name in SAFETENSORS.items()}
+
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+HARMLESS = "rotary_emb.inv_freq"  # the one tensor too many that is: old versions saved it, it follows from config.json
+# Fields of config.json that say nothing about what the weights compute.
+ASIDE = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "attention_dropout",
+}  # fmt: skip
+
+
+def load_model(directory: Path, dtype: str = "auto", device: torch.device | str = "cpu"):
+    """A causal language model in evaluation mode, with every weight of `directory`.
+
+    dtype: a name of DTYPES in which the weights are held, or ``auto``: as config.json says they were saved.
+    Raises UserError naming the directory and the tensor when one is missing, has another shape or is unknown, when
+    tied weights differ, and when a file is absent or damaged.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _refusals(directory), _quiet():
+        weight_files(directory)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=DTYPES.get(dtype, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # named below, by tensor
+            output_loading_info=True,
+        )
+        for name, saved, wanted in sorted(info["mismatched_keys"]):
+            raise ValueError(f"tensor {name} has shape {list(saved)}, config.json asks for {list(wanted)}")
+        for name in sorted(info["missing_keys"]):
+            raise ValueError(f"tensor {name} is missing")
+        for name in sorted(info["unexpected_keys"]):
+            if not name.endswith(HARMLESS):
+                raise ValueError(f"tensor {name} is none of this model's")
+        _check_tied(model)
+        return model.to(device)
+
+
+def replace_weights(model, directory: Path) -> None:
+    """Copy the weights of another checkpoint of the same architecture into `model`, in its dtype and on its device.
+
+    Everything is checked first: raises UserError, as `load_model` does, with the model as it was.
+    """
+    from transformers import AutoConfig
+
+    with _refusals(directory), _quiet(), torch.no_grad():
+        there = dict(model.state_dict())
+        files = weight_files(directory)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        mine, other = _computed(model.config), _computed(config)
+        for field in sorted({*mine, *other}):
+            if mine.get(field) != other.get(field):
+                raise ValueError(f"{field} of config.json differs from that of the model it is to replace")
+        missing = set(there) - _tied(model)
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no iterator)
+                    shape = tensors.get_slice(name).get_shape()
+                    if name not in there:
+                        if not name.endswith(HARMLESS):
+                            raise ValueError(f"tensor {name} is none of this model's")
+                    elif list(there[name].shape) != shape:
+                        raise ValueError(f"tensor {name} has shape {shape}, the model's {list(there[name].shape)}")
+                    missing.discard(name)
+        if missing:
+            raise ValueError(f"tensor {min(missing)} is missing")
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    if name in there:
+                        there[name].copy_(tensors.get_tensor(name))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that hold a saved model's weights: one, or those its index names.
+
+    Raises OSError when there are none.
+    """
+    directory = Path(directory)
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
+    if not (directory / INDEX).is_file():
+        raise OSError(f"it holds no {WHOLE}; weights are read from safetensors only")
+    names = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
+    return [directory / name for name in sorted(names)]
+
+
+def default_device() -> torch.device:
+    """The first GPU this process sees, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tied(model) -> set[str]:
+    """Names of weights that a checkpoint need not hold, since they are others'."""
+    return set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+
+
+def _check_tied(model) -> None:
+    """transformers unties weights that config.json ties when a checkpoint holds two; other engines do not."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head.weight is not embeddings.weight:
+        raise ValueError("config.json ties lm_head to the embeddings, but the file holds two different ones")
+
+
+def _computed(config) -> dict:
+    return {field: value for field, value in config.to_dict().items() if field not in ASIDE}
+
+
+@contextlib.contextmanager
+def _refusals(directory: Path) -> Iterator[None]:
+    """Whatever transformers and safetensors raise on a model that does not load, as one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    expected = (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError, KeyError, TypeError)
+    try:
+        yield
+    except expected as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{directory} does not load ({text}); save it or make it again.") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no report of transformers' own: what is wrong is raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
