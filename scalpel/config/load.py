@@ -267,7 +267,8 @@ def validated(model: type[BaseModel], raw: Any, where: str):
             expected = first.get("ctx", {}).get("expected", "")
             key = ".".join([*path[:-2], str(first["input"])])
             if not expected:
-                raise UserError(f"{where}: {key!r} is no name: letters, digits and _ only, 60 at most.") from None
+                name, inside = str(first["input"]), ".".join(path[:-2])
+                raise UserError(f"{where}: {inside}: {name!r} is no name: letters, digits and _ only, 60 at most.") from None
             valid = [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
             raise UserError(f"{where}: unknown key {key!r}{nearest(str(first['input']), valid)}.") from None
         message = first["msg"].removeprefix("Value error, ")
@@ -279,18 +280,11 @@ def _fields_at(model: Any, path: list[str]) -> list[str]:
     """Names of the fields of the model that `path` leads to; union tags and keys of mappings are passed over."""
     models = [model]
     for part in path:
-        following: list = []
-        for candidate in models:
-            fields = getattr(candidate, "model_fields", {})
-            if part in fields:
-                following += _models_in(fields[part].annotation)
-        models = following or models
-        tagged = [
-            m
-            for m in models
-            if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
-        ]
-        models = tagged or models
+        kinds = [(m, m.model_fields["kind"].annotation) for m in models if "kind" in m.model_fields]
+        tagged = [m for m, kind in kinds if len(models) > 1 and part in get_args(kind)]
+        fields = [getattr(candidate, "model_fields", {}) for candidate in models]
+        following = [found for some in fields if part in some for found in _models_in(some[part].annotation)]
+        models = tagged or following or models
     return sorted({name for candidate in models for name in candidate.model_fields})
 
 
