@@ -17,6 +17,8 @@ from scalpel.analysis import trace as tracing
 from scalpel.analysis.trace import BEFORE, KINDS, layers_above, position_classes, trace, window
 from scalpel.config.analysis import TraceRecipe, TraceSettings
 from scalpel.errors import UserError
+from scalpel.exhibits import causal_trace
+from scalpel.exhibits.options import ExhibitOptions
 from tests.trace_reference import WORDS, known_facts, one_at_a_time, save_random_model, word_tokenizer
 
 PROMPTS = [  # subject, prompt, where its tokens begin (BOS aside) and how many they are
@@ -67,7 +69,7 @@ def test_equals_one_restoration_at_a_time_in_float64(traced, width, batch_size, 
     model = AutoModelForCausalLM.from_pretrained(directory).double()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     deviation = expected_std(directory, rows)
-    assert notes["noise"] == pytest.approx(2 * deviation, rel=1e-5)
+    assert notes["noise_std"] == pytest.approx(2 * deviation, rel=1e-5)
     assert notes["rows_left_out"] == [2, 6] and (notes["facts"], notes["used"], notes["left_out"]) == (7, 5, 2)
     assert sorted(frame["fact"].unique()) == [0, 1, 3, 4, 5]
     largest = 0
@@ -305,3 +307,53 @@ def test_a_model_of_other_parts_is_refused(tmp_path):
     row = {"subject": "Bern", "prompt": "The capital of Bern is", "attribute": "red"}
     with pytest.raises(UserError, match="made like Olmo2 and Llama only"):
         run(tmp_path, write_facts(tmp_path / "facts.parquet", [row]), tmp_path)
+
+
+# ---------------------------------------------------------------- the figure
+
+
+class Results:
+    """Traces by (run, seed), as an exhibit reads them."""
+
+    def __init__(self, traces):
+        self.traces = traces
+
+    def read(self, stage, file, columns):
+        assert stage == "trace"
+        frames = [
+            pd.read_parquet(directory / file, columns=columns).assign(
+                run=run, seed=seed, part="", shard=1, reference="base"
+            )
+            for (run, seed), directory in self.traces.items()
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+
+class Style:
+    def new_figure(self, width, height, title):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(title)
+        return figure
+
+
+def test_heat_maps_show_each_trace_once(planted, traced, tmp_path):
+    directory, facts = planted
+    for name, where, path in (("base", directory, facts), ("other", traced[0], traced[2])):
+        run(where, path, tmp_path / name, window=1, noise=10)
+    base, other = tmp_path / "base", tmp_path / "other"
+    options = ExhibitOptions(labels={"own": "Own"})
+    frame = causal_trace.table(Results({("frozen", 1): base, ("frozen", 2): base, ("own", 1): other}), options)
+    assert list(frame.columns) == ["run", "seed", *causal_trace.COLUMNS]
+    assert set(zip(frame["run"], frame["seed"], strict=True)) == {("frozen", 1), ("own", 1)}
+    first = frame[frame["run"] == "frozen"].drop(columns=["run", "seed"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, pd.read_parquet(base / "aie.parquet"))
+    figure = causal_trace.draw(frame, options, Style())
+    maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [values.shape for values in maps[:3]] == [(6, 6)] * 3 and [values.shape for values in maps[3:]] == [
+        (6, 4)
+    ] * 3
+    mlp = first[(first["kind"] == "mlp") & (first["position"] == "last subject")].sort_values("layer")["aie"]
+    assert np.allclose(maps[1][2], mlp) and maps[1][1].mask.all()  # the planted facts have no middle subject token
+    figure.savefig(tmp_path / "figure.png")

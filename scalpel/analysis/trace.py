@@ -102,8 +102,8 @@ def trace(model: Path, facts: Path, recipe: TraceRecipe, settings: TraceSettings
     trace.parquet: fact (row of the file), kind, position (class), token (index in the prompt, BOS included), layer
     (from 0), effect, clean and corrupted (probabilities of the attribute), of facts that the model knows.
     aie.parquet: kind, position, layer, aie, stderr, low, high (95% interval), facts; see `average`.
-    notes.json: facts read and used, rows left out, noise (standard deviation that was added), and of how many used
-    facts the attribute has several tokens.
+    notes.json: facts read and used, rows left out, noise_std (of what was added), and of how many used facts the
+    attribute has several tokens.
     Raises UserError for unreadable facts, for a model without Llama's parts, and where it knows none of the facts.
     """
     import numpy as np
@@ -141,7 +141,7 @@ def trace(model: Path, facts: Path, recipe: TraceRecipe, settings: TraceSettings
         "left_out": len(asked) - len(used),
         "rows_left_out": sorted({fact.row for fact in tokenised} - {fact.row for fact in used}),
         "attributes_of_several_tokens": sum(fact.answer_tokens > 1 for fact in used),
-        "noise": noise,
+        "noise_std": noise,
     }
     (out / "notes.json").write_text(json.dumps(notes, indent=1) + "\n")
 
@@ -298,7 +298,7 @@ def effects(model, fact: Fact, clean: Clean, noise: np.ndarray, width: int, batc
     """Effects of all restorations of one fact.
 
     noise: samples x subject tokens x hidden, added to the subject's embeddings as it is. width: of the window of
-    layers. At most `batch_size` sequences pass a layer at once (one restoration's, at the least one).
+    layers. At most `batch_size` sequences pass a layer at once.
     """
     import numpy as np
     import torch
