@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scalpel.analysis.trace import _load, clean_run, effects, read_facts, tokenised_fact, trace
+from scalpel.analysis.trace import clean_run, effects, read_facts, tokenised_fact, trace
 from scalpel.chat import load_tokenizer
 from scalpel.config.analysis import TraceRecipe, TraceSettings
+from scalpel.weights import load_model
 from tests.trace_reference import one_at_a_time
 
 COMPARED, SAMPLES, WINDOW, BATCH_SIZE = 8, 10, 1, 256
@@ -26,7 +27,7 @@ def main() -> None:
     model_path, facts_path = Path(sys.argv[1]), Path(sys.argv[2])
     threads = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     torch.set_num_threads(threads)
-    model, tokenizer = _load(model_path, "cpu"), load_tokenizer(model_path)
+    model, tokenizer = load_model(model_path, "float32"), load_tokenizer(model_path)
     rows = read_facts(facts_path, None)
     facts = [tokenised_fact(tokenizer, facts_path, row, **item) for row, item in enumerate(rows[:COMPARED])]
     width = model.get_input_embeddings().embedding_dim

@@ -17,6 +17,7 @@ from scalpel.analysis import trace as tracing
 from scalpel.analysis.trace import BEFORE, KINDS, layers_above, position_classes, trace, window
 from scalpel.config.analysis import TraceRecipe, TraceSettings
 from scalpel.errors import UserError
+from scalpel.weights import load_model
 from scalpel.exhibits import causal_trace
 from scalpel.exhibits.options import ExhibitOptions
 from tests.trace_reference import WORDS, known_facts, one_at_a_time, save_random_model, word_tokenizer
@@ -103,7 +104,7 @@ def test_the_last_state_of_all_is_the_clean_one(traced, tmp_path):
 
 def test_without_noise_nothing_has_an_effect(traced, tmp_path):
     directory, rows, facts = traced
-    model, tokenizer = tracing._load(directory, "cpu"), AutoTokenizer.from_pretrained(directory)
+    model, tokenizer = load_model(directory, "float32"), AutoTokenizer.from_pretrained(directory)
     fact = tracing.tokenised_fact(tokenizer, facts, 0, **rows[0])
     clean = tracing.clean_run(model, fact)
     found = tracing.effects(model, fact, clean, np.zeros((2, len(fact.subject), 32)), 3, 16)

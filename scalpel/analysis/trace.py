@@ -109,12 +109,13 @@ def trace(model: Path, facts: Path, recipe: TraceRecipe, settings: TraceSettings
     import numpy as np
     import torch
 
+    from scalpel.weights import default_device, load_model
+
     torch.set_num_threads(settings.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     asked = read_facts(facts, recipe.facts)
     tokenizer = load_tokenizer(model)
     tokenised = [tokenised_fact(tokenizer, facts, row, **item) for row, item in enumerate(asked)]
-    loaded = _load(model, device)
+    loaded = load_model(model, "float32", default_device())
     noise = recipe.noise * embedding_std(loaded, tokenizer, [item["subject"] for item in asked])
     width = loaded.get_input_embeddings().embedding_dim
 
@@ -247,17 +248,6 @@ def window(layer: int, width: int, layers: int) -> range:
 
 
 # ---------------------------------------------------------------- model
-
-
-def _load(path: Path, device):
-    """The model in float32, for inference. TO BE REPLACED by scalpel.weights.load_model when that lands."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    return model.to(device).eval()
 
 
 def embedding_std(model, tokenizer, subjects: list[str]) -> float:
