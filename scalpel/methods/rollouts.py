@@ -402,7 +402,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         tensors, kept = {}, []
         for number, update in enumerate(self.batch):
             for place, inputs in enumerate(update.micro_batches):
-                tensors |= {f"{number}.{place}.{name}": value.contiguous() for name, value in inputs.items()}
+                tensors |= {f"{number}.{place}.{name}": value.clone() for name, value in inputs.items()}
             kept.append({"micro_batches": len(update.micro_batches), "metrics": update.metrics})
         directory.mkdir(parents=True, exist_ok=True)
         name = BUFFER.format(rank=self.ranks.rank)
