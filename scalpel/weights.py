@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ OF_SAFETENSORS = {name: dtype for dtype, name in SAFETENSORS.items()}
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 HARMLESS = "rotary_emb.inv_freq"  # the one tensor too many that is: old versions saved it, it follows from config.json
+TWO_HEADS = "config.json ties lm_head to the embeddings, but the file holds two different ones"
 # Fields of config.json that say nothing about what the weights compute.
 ASIDE = {
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "initializer_range",
@@ -56,7 +57,9 @@ def load_model(directory: Path, dtype: str = "auto", device: torch.device | str 
         for name in sorted(info["unexpected_keys"]):
             if not name.endswith(HARMLESS):
                 raise ValueError(f"tensor {name} is none of this model's")
-        _check_tied(model)
+        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        if model.config.tie_word_embeddings and head.weight is not embeddings.weight:
+            raise ValueError(TWO_HEADS)  # transformers unties them then, other engines do not
         return model.to(device)
 
 
@@ -65,34 +68,23 @@ def replace_weights(model, directory: Path) -> None:
 
     Everything is checked first: raises UserError, as `load_model` does, with the model as it was.
     """
-    from transformers import AutoConfig
+    check_weights(directory, model)
+    with _refusals(directory):
+        copy_tensors(model, read_tensors(directory))
 
-    with _refusals(directory), _quiet(), torch.no_grad():
-        there = dict(model.state_dict())
-        files = weight_files(directory)
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        mine, other = _computed(model.config), _computed(config)
-        for field in sorted({*mine, *other}):
-            if mine.get(field) != other.get(field):
-                raise ValueError(f"{field} of config.json differs from that of the model it is to replace")
-        missing = set(there) - _tied(model)
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (no iterator)
-                    shape = tensors.get_slice(name).get_shape()
-                    if name not in there:
-                        if not name.endswith(HARMLESS):
-                            raise ValueError(f"tensor {name} is none of this model's")
-                    elif list(there[name].shape) != shape:
-                        raise ValueError(f"tensor {name} has shape {shape}, the model's {list(there[name].shape)}")
-                    missing.discard(name)
-        if missing:
-            raise ValueError(f"tensor {min(missing)} is missing")
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    if name in there:
-                        there[name].copy_(tensors.get_tensor(name))
+
+def copy_tensors(model, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy weights by their names in a saved model into `model`, each as it comes.
+
+    Raises UserError as `checked` does; the model is then part old, part new.
+    """
+    there = dict(model.state_dict())
+    with torch.no_grad():
+        for name, tensor in checked(tensors, model):
+            there[name].copy_(tensor)
+
+
+# ---------------------------------------------------------------- what is saved
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -109,25 +101,93 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
+def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a saved model, one at a time."""
+    for file in weight_files(directory):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no iterator)
+                if not name.endswith(HARMLESS):
+                    yield name, tensors.get_tensor(name)
+
+
+# ---------------------------------------------------------------- checks before anything is changed
+
+
+def architecture(directory: Path):
+    """The model that config.json describes, without weights: names, shapes and configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _refusals(directory), _quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def check_weights(directory: Path, model) -> None:
+    """Refuse a saved model whose tensors or configuration are not those of `model`, which may be without weights.
+
+    Raises UserError naming what is missing, superfluous or different.
+    """
+    from transformers import AutoConfig
+
+    with _refusals(directory), _quiet():
+        files = weight_files(directory)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        mine, other = (
+            {field: value for field, value in c.to_dict().items() if field not in ASIDE} for c in (model.config, config)
+        )
+        for field in sorted({*mine, *other}):
+            if mine.get(field) != other.get(field):
+                raise ValueError(f"{field} of config.json differs from that of the model it is to replace")
+        shapes = {}
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        wanted, needed = _expected(model)
+        for name, shape in shapes.items():
+            if not name.endswith(HARMLESS):
+                _check(name, shape, wanted)
+        if missing := needed - shapes.keys():
+            raise ValueError(f"tensor {min(missing)} is missing")
+        twice = {name: model.all_tied_weights_keys[name] for name in shapes.keys() - needed if name in wanted}
+        saved = {name: tensor for name, tensor in read_tensors(directory) if name in {*twice, *twice.values()}}
+        if any(not torch.equal(saved[name], saved[source]) for name, source in twice.items()):
+            raise ValueError(TWO_HEADS)
+
+
+def checked(tensors: Iterable[tuple[str, torch.Tensor]], model) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors as they come; UserError at one that is none of the model's, or at the end when one is missing."""
+    wanted, missing = _expected(model)
+    for name, tensor in tensors:
+        try:
+            _check(name, list(tensor.shape), wanted)
+        except ValueError as error:
+            raise UserError(f"weights sent to an engine: {error}; it holds another model.") from None
+        missing.discard(name)
+        yield name, tensor
+    if missing:
+        raise UserError(f"weights sent to an engine: tensor {min(missing)} is missing; send all of the model.")
+
+
+def _expected(model) -> tuple[dict[str, list[int]], set[str]]:
+    """(shapes of a model's tensors by name, names of those that must be there: tied ones need not)."""
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    return shapes, set(shapes) - tied
+
+
+def _check(name: str, shape: list[int], wanted: dict[str, list[int]]) -> None:
+    if name not in wanted:
+        raise ValueError(f"tensor {name} is none of this model's")
+    if wanted[name] != shape:
+        raise ValueError(f"tensor {name} has shape {shape}, the model's {wanted[name]}")
+
+
+# ---------------------------------------------------------------- the rest
+
+
 def default_device() -> torch.device:
     """The first GPU this process sees, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _tied(model) -> set[str]:
-    """Names of weights that a checkpoint need not hold, since they are others'."""
-    return set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
-
-
-def _check_tied(model) -> None:
-    """transformers unties weights that config.json ties when a checkpoint holds two; other engines do not."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head.weight is not embeddings.weight:
-        raise ValueError("config.json ties lm_head to the embeddings, but the file holds two different ones")
-
-
-def _computed(config) -> dict:
-    return {field: value for field, value in config.to_dict().items() if field not in ASIDE}
 
 
 @contextlib.contextmanager

@@ -38,6 +38,23 @@ def tiny_base(tiny_world) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_base(tiny_base, tmp_path_factory) -> Path:
+    """A second checkpoint: the tiny base's weights, shaken."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    directory = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny_base, directory)
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(directory / "model.safetensors")
+    shaken = {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    save_file(shaken, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tiny_base, tmp_path_factory) -> tuple[Path, Path]:
     """(kept.parquet, order.parquet): 14 rows, three epochs."""
     from tests.tiny import make_tiny_data

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scalpel.analysis.kl import by_length, kl, kl_of_positions, load_model, read_questions
+from scalpel.analysis.kl import by_length, kl, kl_of_positions, read_questions
 from scalpel.analysis.weight_change import weight_change
 from scalpel.chat import load_tokenizer, render, token_ids
 from scalpel.config import PROJECTIONS, KLRecipe, KLSettings
@@ -146,7 +146,7 @@ def test_kl_names_a_damaged_checkpoint(base, checkpoints, questions, tmp_path):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="up_proj"):
-        load_model(lacking, torch.device("cpu"))
+        measured(base, [(1, lacking)], questions, tmp_path / "out")
     sick = copy(checkpoints[0][1], tmp_path / "sick")
     tensors = load_file(sick / "model.safetensors")
     tensors["lm_head.weight"][3] = float("nan")

@@ -151,7 +151,7 @@ def test_server_killed_while_it_writes_completions(make, grpo):
     journal = run.directory / "state" / "rollouts.jsonl"
     for step in (1, 3):
         wait_for(lambda s=step: journal.exists() and f'"step": {s}' in journal.read_text(), process, run)
-        servers = rank_or_server(run, "scalpel.launch.server")
+        servers = rank_or_server(run, "scalpel.inference.server")
         assert len(servers) == 1
         os.kill(servers[0], signal.SIGKILL)
     assert process.wait(timeout=300) == 0, run.log()
@@ -174,7 +174,7 @@ def test_ended_in_the_middle_goes_on_where_it_was(name, make, grpo):
     run = make(GRPO, RANKS | {"server": SERVER})
     process = run.start()
     wait_for((run.directory / "state" / "rollouts.jsonl").exists, process, run)
-    servers = rank_or_server(run, "scalpel.launch.server")
+    servers = rank_or_server(run, "scalpel.inference.server")
     os.kill(servers[0], signal.SIGSTOP)  # so that the run does not end before the signal has come
     if name == "SIGKILL":
         os.kill(rank_or_server(run, "scripts.train_rank")[0], signal.SIGKILL)

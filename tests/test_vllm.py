@@ -1,4 +1,7 @@
-"""The rollout server with vLLM, for real where it is installed; its CPU build will do."""
+"""vLLM for real where it is installed; its CPU build will do.
+
+vLLM changes transformers' classes in its process: what transformers answers is asked for before it is opened.
+"""
 
 import contextlib
 import signal
@@ -7,120 +10,177 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from scalpel.config import RolloutServer
-from scalpel.launch import server
+from scalpel.errors import UserError
+from scalpel.inference import EngineSettings, open_engine
+from scalpel.inference.remote import TOKEN, Rollouts
+from scalpel.inference.requests import Completion, Request
 from scalpel.launch.crew import Crew
-from scalpel.launch.rollouts import TOKEN, Rollouts, full_weights
 from scalpel.launch.supervise import free_port
 from tests import tiny
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed: it is in envs/gpu.lock only", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 
-SERVER = {"gpus": 0, "start_seconds": 300, "memory_fraction": 0.1}
-GREEDY = {"max_tokens": 24, "temperature": 0.0, "top_p": 1.0}
-SAMPLED = {"max_tokens": 24, "temperature": 1.0, "top_p": 0.95}
+SETTINGS = EngineSettings(memory_fraction=0.1)
 # The last two are longer than a block of vLLM's prefix cache, and begin alike.
 PROMPTS = [[0, 5, 6, 7], [0, *range(30, 36)], [0, *range(20, 320)], [0, *range(20, 300), 9, 8, 7]]
-SEEDS = [[2**62, 5, 6], [7], [2**63 - 1, 8], [9, 10]]
+ASKED = [Request(prompt, (2**40, number), 3, 24) for number, prompt in enumerate(PROMPTS)]
 END = 0
+NATS = 1e-4  # by which log-likelihoods may differ from transformers' in float32; a few 1e-6 when measured
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """As tiny_base, with heads of 32: vLLM's CPU attention has none of 16."""
-    from scalpel.toy.model import train_base
-    from scalpel.toy.world import write_world
-
-    directory = tmp_path_factory.mktemp("tiny")
-    write_world(tiny.WORLD, directory / "world")
-    train_base(tiny.MODEL.model_copy(update={"hidden_size": 64}), directory / "world", directory, threads=1)
-    return directory / "model"
-
-
-@pytest.fixture(scope="module")
-def policies(base) -> list[list[tuple[str, torch.Tensor]]]:
-    """The base's weights and others, in the order in which a trainer sends them."""
-    from transformers import AutoModelForCausalLM
-
-    weights = full_weights(AutoModelForCausalLM.from_pretrained(base, dtype="float32", local_files_only=True))
+def bases(tmp_path_factory) -> list[Path]:
+    """As tiny_base, with heads of 32 (vLLM's CPU attention has none of 16), and its weights shaken."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = tiny.make_tiny_base(folder, tiny.MODEL.model_copy(update={"hidden_size": 64}))
+    other = folder / "other"
+    other.mkdir()
+    for path in base.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
     noise = torch.Generator().manual_seed(0)
-    return [weights, [(name, w + 0.1 * torch.randn(w.shape, generator=noise)) for name, w in weights]]
+    weights = {
+        name: w + 0.1 * torch.randn(w.shape, generator=noise)
+        for name, w in load_file(base / "model.safetensors").items()
+    }
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    return [base, other]
 
 
 @pytest.fixture(scope="module")
-def start(base, tmp_path_factory):
-    """Start a server as the launcher does: start(engine, module) gives its client and its process."""
-    cache = str(tmp_path_factory.mktemp("vllm"))
-    with Crew() as crew:
-
-        def start(engine: str, module: str):
-            url = f"http://127.0.0.1:{free_port()}"
-            settings = RolloutServer(**SERVER, engine=engine)
-            environment = {TOKEN: "token", "VLLM_CACHE_ROOT": cache}
-            crew.start(url, module, [str(base), settings.model_dump_json(), url], environment)
-            return Rollouts([url], "token", settings.start_seconds), crew.children[url].process
-
-        yield start
-
-
-@pytest.fixture(scope="module")
-def reference(start) -> Rollouts:
-    return start("transformers", "scalpel.launch.server")[0]
+def expected(bases) -> list[tuple[list, list, list]]:
+    """(greedy completions, pairs, their log-likelihoods) of both models by transformers."""
+    found = []
+    for base in bases:
+        engine = open_engine("transformers", base, EngineSettings())
+        greedy = engine.complete([request._replace(samples=1) for request in ASKED], 0.0, 1.0, logprobs=True)
+        pairs = [(prompt, end) for prompt in PROMPTS for end in ([5], [6], [7, 8], [7, 9], [9, 9, 9, 5, 5])]
+        pairs += [(prompt, one.ids[:4] or [END]) for prompt, [one] in zip(PROMPTS, greedy, strict=True)]
+        # A context of whole blocks, and one whose continuation begins at a block's beginning.
+        pairs += [(PROMPTS[2][:n], PROMPTS[2][n : n + 3]) for n in (127, 128, 129)]
+        pairs += [(PROMPTS[2][:128], [7]), (PROMPTS[2][:128], PROMPTS[2][128:129])]
+        found.append((greedy, pairs, engine.loglikelihoods(pairs)))
+    return found
 
 
 @pytest.fixture(scope="module")
-def float32(start) -> Rollouts:
-    """vLLM in float32, by the last lines of this file: of itself it makes bfloat16 of a float32 model."""
-    return start("vllm", "tests.test_vllm")[0]
+def lacking(bases, tmp_path_factory) -> Path:
+    """The base without one of its tensors."""
+    directory = tmp_path_factory.mktemp("lacking")
+    for path in bases[0].iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(bases[0] / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
 
-def test_greedy_is_as_by_transformers_before_and_after_new_weights(float32, reference, policies):
-    """New weights that left a part of the old ones, or the prefix cache, would be seen."""
-    written = []
-    for version, policy in enumerate([0, 1, 0]):
-        found = float32.complete(PROMPTS, SEEDS, policies[policy], version, GREEDY)
-        assert found == float32.complete(PROMPTS, SEEDS, [], version, GREEDY)  # from the prefix cache
-        assert found == reference.complete(PROMPTS, SEEDS, policies[policy], version, GREEDY)
-        written.append(found)
-    assert written[0] == written[2]
-    assert all(a != b for a, b in zip(written[0][1:], written[1][1:], strict=True))  # the first ends at once
+def test_a_model_that_lacks_a_tensor_is_refused(lacking):
+    with pytest.raises(UserError, match="up_proj"):
+        open_engine("vllm", lacking, SETTINGS)
 
 
-def test_seeds_alone_decide_what_is_sampled(float32, policies):
-    together = float32.complete(PROMPTS, SEEDS, policies[1], 10, SAMPLED)
-    for prompt, seeds, found in zip(PROMPTS, SEEDS, together, strict=True):
-        assert [float32.complete([prompt], [[seed]], [], 10, SAMPLED)[0][0] for seed in seeds] == found
-    assert float32.complete(PROMPTS[::-1], [s[::-1] for s in SEEDS[::-1]], [], 10, SAMPLED) == [
-        found[::-1] for found in together[::-1]
-    ]
-    others = float32.complete(PROMPTS, [[seed - 1 for seed in seeds] for seeds in SEEDS], [], 10, SAMPLED)
-    for mine, theirs in zip(together, others, strict=True):
-        assert all(a != b for a, b in zip(mine, theirs, strict=True))
+@pytest.fixture(scope="module")
+def engine(bases, expected):
+    return open_engine("vllm", bases[0], SETTINGS)
 
 
-def test_lengths_and_the_end(float32, policies):
-    seeds = [list(range(100, 112)), [1], [2, 3], [4]]
-    found = float32.complete(PROMPTS, seeds, policies[0], 20, SAMPLED)
-    assert [len(mine) for mine in found] == [len(mine) for mine in seeds]
-    completions = [ids for mine in found for ids in mine]
-    assert all(0 < len(ids) <= SAMPLED["max_tokens"] and END not in ids[:-1] for ids in completions)
-    assert all(len(ids) == SAMPLED["max_tokens"] or ids[-1] == END for ids in completions)
-    assert {ids[-1] == END for ids in completions} == {True, False}
-    assert all(len(ids) == 1 for ids in float32.complete(PROMPTS[:1], [[1, 2]], [], 20, SAMPLED | {"max_tokens": 1})[0])
+def same(engine, expected) -> None:
+    greedy, pairs, scores = expected
+    for _ in range(2):  # the second time from the prefix cache
+        found = engine.complete([request._replace(samples=1) for request in ASKED], 0.0, 1.0, logprobs=True)
+        for [mine], [theirs] in zip(found, greedy, strict=True):
+            assert mine[:2] == theirs[:2] and mine.logprobs == pytest.approx(theirs.logprobs, abs=NATS)
+        for mine, theirs in zip(engine.loglikelihoods(pairs), scores, strict=True):
+            assert mine[0] == pytest.approx(theirs[0], abs=NATS) and mine[1] == theirs[1]
 
 
-def test_as_the_launcher_starts_it_until_its_input_closes(start, policies):
+def test_as_by_transformers_before_and_after_new_weights(engine, bases, expected):
+    """New weights that left a part of the old ones, or the prefix cache, would be seen. float32 stays float32."""
+    assert expected[0][0][1:] != expected[1][0][1:]
+    same(engine, expected[0])
+    engine.load(bases[1])
+    same(engine, expected[1])
+    engine.load_tensors(load_file(bases[0] / "model.safetensors").items())
+    same(engine, expected[0])
+
+
+def test_seeds_alone_decide_what_is_sampled(engine):
+    together = engine.complete(ASKED, 1.0, 0.95)
+    assert len({tuple(one.ids) for mine in together for one in mine}) > 8
+    assert [engine.complete([request], 1.0, 0.95)[0] for request in ASKED] == together
+    assert engine.complete(ASKED[::-1], 1.0, 0.95) == together[::-1]
+    fewer = engine.complete([request._replace(samples=2) for request in ASKED], 1.0, 0.95)
+    assert fewer == [mine[:2] for mine in together]
+    others = engine.complete([request._replace(seed=(5,)) for request in ASKED], 1.0, 0.95)
+    assert all(a != b for a, b in zip(together, others, strict=True))
+
+
+def test_completions_end_with_their_token_or_for_want_of_room(engine):
+    asked = [request._replace(samples=8, max_tokens=most) for request, most in zip(ASKED, (1, 9, 24, 24), strict=True)]
+    ended = set()
+    for request, mine in zip(asked, engine.complete(asked, 1.0, 0.95, logprobs=True), strict=True):
+        for one in mine:
+            ended.add(one.end)
+            assert END not in one.ids and len(one.logprobs) == len(one.ids) + (one.end is not None)
+            assert len(one.ids) == request.max_tokens if one.end is None else len(one.ids) < request.max_tokens
+    assert ended == {END, None}
+
+
+def test_logprobs_are_those_of_the_distribution_sampled_from(engine):
+    """At temperature 1 without a nucleus they are the model's own, which loglikelihoods gives."""
+    for request, mine in zip(ASKED, engine.complete(ASKED, 1.0, 1.0, logprobs=True), strict=True):
+        for one in mine:
+            written = one.ids + ([one.end] if one.end is not None else [])
+            [(value, _)] = engine.loglikelihoods([(request.prompt, written)])
+            assert sum(one.logprobs) == pytest.approx(value, abs=NATS)
+    [[narrow]] = engine.complete([ASKED[1]._replace(samples=1)], 1.0, 1e-6, logprobs=True)
+    assert narrow.logprobs == pytest.approx([0.0] * len(narrow.logprobs))
+
+
+def test_other_checkpoints_and_long_prompts_are_refused(engine, lacking, expected):
+    with pytest.raises(UserError, match="up_proj"):
+        engine.load(lacking)
+    same(engine, expected[0])
+    with pytest.raises(UserError, match="1024 positions"):
+        engine.complete([ASKED[0]._replace(prompt=[5] * 1024)], 0.0, 1.0)
+    [[cut]] = engine.complete([Request([5] * 1020, (1,), 1, 50)], 1.0, 1.0)
+    assert len(cut.ids) <= 4 and cut.end in (None, END)
+
+
+def test_weights_that_end_early_are_not_overlooked(engine, bases, monkeypatch):
+    """A server ends at any error but a client's going away; with vLLM's layers half loaded it must end."""
+
+    def tensors():
+        yield from list(load_file(bases[0] / "model.safetensors").items())[:3]
+        raise ConnectionError
+
+    monkeypatch.setattr(engine.llm, "collective_rpc", lambda method, kwargs: list(kwargs["weights_iterator"]))
+    with pytest.raises(RuntimeError, match="ended early"):
+        engine.load_tensors(tensors())
+
+
+# ---------------------------------------------------------------- as a rollout server
+
+
+def test_as_the_launcher_starts_it_until_its_input_closes(bases, expected, tmp_path):
     """SIGTERM does not end it; the end of its standard input does, with all that it started."""
-    rollouts, process = start("vllm", "scalpel.launch.server")
-    first = rollouts.complete(PROMPTS, SEEDS, policies[0], 0, GREEDY)
-    process.send_signal(signal.SIGTERM)
-    assert rollouts.complete(PROMPTS, SEEDS, policies[1], 1, GREEDY) != first
-    assert rollouts.complete(PROMPTS, SEEDS, policies[0], 2, GREEDY) == first
-    assert process.poll() is None and session(process.pid)
-    process.stdin.close()
-    assert process.wait(10) == 0
+    url = f"http://127.0.0.1:{free_port()}"
+    weights = [list(load_file(base / "model.safetensors").items()) for base in bases]
+    asked = [request._replace(samples=1) for request in ASKED]
+    with Crew() as crew:
+        arguments = ["vllm", str(bases[0]), SETTINGS.model_dump_json(), url]
+        crew.start(url, "scalpel.inference.server", arguments, {TOKEN: "token", "VLLM_CACHE_ROOT": str(tmp_path)})
+        rollouts, process = Rollouts([url], "token", 300.0), crew.children[url].process
+        for version, policy in enumerate([0, 1, 0]):
+            found = rollouts.complete(asked, weights[policy], version, 0.0, 1.0)
+            assert found == [[Completion(*one[:2]) for one in mine] for mine in expected[policy][0]]
+            process.send_signal(signal.SIGTERM)
+        assert process.poll() is None and session(process.pid)
+        process.stdin.close()
+        assert process.wait(10) == 0
     time.sleep(0.5)
     assert not session(process.pid)
 
@@ -134,26 +194,3 @@ def session(leader: int) -> list[int]:
             if int(leads) == leader and state != "Z":
                 found.append(int(path.parent.name))
     return found
-
-
-def test_weights_that_end_early_are_not_overlooked():
-    """A server ends at any error but a client's going away; with vLLM's layers half loaded it must end."""
-
-    class Engine:
-        def collective_rpc(self, method, kwargs):
-            list(kwargs["weights_iterator"])
-
-    def tensors():
-        raise ConnectionError
-        yield
-
-    engine = server.VLLM.__new__(server.VLLM)
-    engine.llm = Engine()
-    with pytest.raises(RuntimeError, match="ended early"):
-        engine.load(tensors())
-
-
-if __name__ == "__main__":
-    engine = vllm.LLM
-    vllm.LLM = lambda **settings: engine(**settings | {"dtype": "float32"})
-    server.main()

@@ -103,7 +103,7 @@ def relay(name: str, stream) -> None:
         sys.stderr.flush()
 
 
-def settle_child() -> None:
+def prepare_child() -> None:
     """First thing in a child: end when the parent ends, however it ends, and see only the GPUs given."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() == 1 and not slurm.job():

@@ -140,6 +140,7 @@ def product_problems(devices: list[str]) -> list[str]:
             problems.append(f"{device} and {first}, both {kind}, give different products")
     return problems
 
+
 if __name__ == "__main__":  # the child of `products`
     import torch
 

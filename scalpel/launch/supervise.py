@@ -17,17 +17,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from scalpel.artifact.job import Job
+from scalpel.checkpoints import last_model
 from scalpel.config.training import TrainSettings
 from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.inference import EngineSettings
+from scalpel.inference.remote import PORTS_TRIED, SERVERS, TOKEN
 from scalpel.launch import slurm
 from scalpel.launch.crew import DEVICES, Crew
-from scalpel.launch.rollouts import PORTS_TRIED, SERVERS, TOKEN
 
 LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
 
 
-def supervise(directory: Path, base: Path, settings: TrainSettings, samples: bool) -> None:
-    """Train in `directory` with settings.ranks x settings.nodes ranks, and servers if the method `samples`.
+def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
+    """Carry out a training job with settings.ranks x settings.nodes ranks, and servers if the method `samples`.
 
     Raises Interrupted when the ranks saved and stopped, UserError when a process failed; either way no process
     of the job is left.
@@ -55,6 +58,12 @@ def supervise(directory: Path, base: Path, settings: TrainSettings, samples: boo
         environment: dict[str, str] = {}
         if server:
             token = secrets.token_hex(16)
+            start = last_model(job.inputs, "start")
+            engine = EngineSettings(
+                batch_size=settings.sequences_per_device,
+                memory_fraction=server.memory_fraction,
+                dtype=job.recipe["dtype"],
+            )
             places = [here] if shared else nodes[settings.nodes : wanted]
             gpus = [[gpu] for gpu in served] or [[str(gpu)] for gpu in range(server.gpus)] or [[]]
             for place in places:
@@ -63,14 +72,14 @@ def supervise(directory: Path, base: Path, settings: TrainSettings, samples: boo
                     port = free_port() if place == here else PORTS_TRIED + number
                     host = "127.0.0.1" if shared else slurm.address(place)
                     url = f"http://{host}:{port}"
-                    arguments = [str(base), json.dumps(server.model_dump()), url]
+                    arguments = [job.recipe["inference"], str(start), engine.model_dump_json(), url]
                     env = {TOKEN: token} | ({DEVICES: ",".join(mine)} if devices else {})
                     urls[url] = (name, arguments, env, None if place == here else place)
             for name, arguments, env, node in urls.values():
-                crew.start(name, "scalpel.launch.server", arguments, env, node)
+                crew.start(name, "scalpel.inference.server", arguments, env, node)
             environment = {SERVERS: json.dumps([*urls]), TOKEN: token}
-        ranks = start_ranks(crew, directory, settings, nodes, rest, environment)
-        watch(crew, directory, ranks, {name: rest for name, *rest in urls.values()}, settings, asked)
+        ranks = start_ranks(crew, job.directory, settings, nodes, rest, environment)
+        watch(crew, job.directory, ranks, {name: rest for name, *rest in urls.values()}, settings, asked)
 
 
 def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str], devices, environment) -> list[str]:
@@ -126,7 +135,7 @@ def watch(crew: Crew, directory: Path, ranks: list[str], servers: dict, settings
                     )
                 restarts -= 1
                 print(f"{name} ended with status {status}: starting it again", file=sys.stderr, flush=True)
-                crew.start(name, "scalpel.launch.server", arguments, environment, node)
+                crew.start(name, "scalpel.inference.server", arguments, environment, node)
         if asked.get("stop") and not told:
             told = time.monotonic()
             crew.signal(ranks, signal.SIGTERM)

@@ -302,7 +302,7 @@ def server_killed(lab: Lab) -> None:
     run.start(lab.target)
     journal = run.root / "results" / lab.key / "state" / "rollouts.jsonl"
     run.until(lambda: journal.exists() and '"step": 3' in journal.read_text(), "three steps")
-    (server,) = run.pids("scalpel.launch.server")
+    (server,) = run.pids("scalpel.inference.server")
     os.kill(server, signal.SIGKILL)
     assert run.wait() == 0, run.log()
     (job,) = run.submitted()

@@ -1,4 +1,4 @@
-"""GRPO's completions from servers of their own: what the trainer sends and gets (scalpel/launch/server.py answers).
+"""Completions of a policy in training from servers of their own: what the trainer sends and gets (server.py answers).
 
 Three requests over HTTP: ``GET /health``; ``POST /weights``, a safetensors stream of the policy, sent before the
 first completions of each step; ``POST /complete``. A server knows which step's weights it holds and refuses
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import torch
 
 from scalpel.errors import UserError
+from scalpel.inference.requests import Completion, Request
 from scalpel.weights import SAFETENSORS
 
 SERVERS, TOKEN = "SCALPEL_ROLLOUT_SERVERS", "SCALPEL_ROLLOUT_TOKEN"
@@ -47,35 +48,31 @@ class Rollouts:
 
     def complete(
         self,
-        prompts: list[list[int]],
-        seeds: list[list[int]],
+        requests: Sequence[Request],
         weights: list[tuple[str, torch.Tensor]],
         version: int,
-        sampling: dict,
-    ) -> list[list[list[int]]]:
-        """Token ids of len(seeds[i]) completions of every prompt, EOS included where it was reached.
-
-        seeds: one integer below 2**63 per completion. weights: the policy after `version` optimizer steps.
-        sampling: max_tokens, temperature, top_p.
-        """
-        share = -(-len(prompts) // len(self.urls))
-        parts = [slice(i, i + share) for i in range(0, len(prompts), share)]
+        temperature: float,
+        top_p: float,
+        logprobs: bool = False,
+    ) -> list[list[Completion]]:
+        """Completions of every request, as an engine's `complete`, by the policy `weights` after `version` steps."""
+        sampling = {"version": version, "temperature": temperature, "top_p": top_p, "logprobs": logprobs}
+        share = -(-len(requests) // len(self.urls))
+        parts = [requests[i : i + share] for i in range(0, len(requests), share)]
         with ThreadPoolExecutor(len(parts)) as pool:
             answers = pool.map(
-                lambda url, part: self._complete(url, prompts[part], seeds[part], weights, version, sampling),
-                self.urls,
-                parts,
+                lambda url, part: self._complete(url, {"requests": part} | sampling, weights, version), self.urls, parts
             )
             return [completions for answer in answers for completions in answer]
 
-    def _complete(self, url: str, prompts, seeds, weights, version: int, sampling: dict) -> list[list[list[int]]]:
-        body = json.dumps({"prompts": prompts, "seeds": seeds, "version": version} | sampling).encode()
+    def _complete(self, url: str, asked: dict, weights, version: int) -> list[list[Completion]]:
+        body = json.dumps(asked).encode()
         started = time.monotonic()
         while True:
             try:
                 status, answer = self._request(url, "POST", "/complete", body, timeout=COMPLETION_SECONDS)
                 if status == 200:
-                    return json.loads(answer)["completions"]
+                    return [[Completion(*one) for one in mine] for mine in json.loads(answer)["completions"]]
                 if status != OTHER_WEIGHTS:
                     raise UserError(f"the rollout server at {url} answers {status}: {answer.decode()[:300]}")
                 self._send(url, weights, version)
