@@ -45,8 +45,8 @@ def find_checkpoints(path: Path, where: str) -> dict[int, Path]:
     if (path / "config.json").is_file():
         return {1: path}
     raise UserError(
-        f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) directories "
-        "nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
+        f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) "
+        "directories nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
     )
 
 

@@ -77,7 +77,9 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
 def read_log(path: Path, recipe: dict) -> list[dict]:
     """Rows of log.parquet from a trainer_state.json: one for every logged step; UserError when it is damaged."""
     try:
-        history = [entry for entry in json.loads(path.read_text())["log_history"] if "loss" in entry and "step" in entry]
+        history = [
+            entry for entry in json.loads(path.read_text())["log_history"] if "loss" in entry and "step" in entry
+        ]
         rows, seen, before = [], 0.0, 0
         for entry in history:
             row = {"step": entry["step"]} | {new: entry.get(old) for old, new in COLUMNS.items()}

@@ -393,7 +393,9 @@ class Plan:
         base = self.base(config.setting.model)
         yield Entry("base", BASE, 0, base)
         for group, recipe in config.setting.evaluation.groups().items():
-            yield Entry("evaluate", BASE, 0, self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base}), group)
+            yield Entry(
+                "evaluate", BASE, 0, self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base}), group
+            )
         used = {step.digest: step for entry in list(self.runs.values()) if entry.study == study
                 for role, step in entry.checkpoints.inputs.items() if role == "data"}  # fmt: skip
         for step in used.values():
@@ -425,9 +427,7 @@ class Plan:
             for measure, recipe in setting.kl.items():
                 questions = {"questions": self.questions(recipe.questions or measure)}
                 settings = scale.kl_settings.model_dump(mode="json")
-                step = self._step(
-                    "kl", f"{run.label}.{measure}{suffix}", recipe.identity(), pair | questions, settings
-                )
+                step = self._step("kl", f"{run.label}.{measure}{suffix}", recipe.identity(), pair | questions, settings)
                 yield Entry("kl", run.name, run.seed, step, measure, reference=reference, chain=chain)
             threads = {"threads": self.resources_of_stage("weight_change").threads}
             step = self._step("weight_change", f"{run.label}{suffix}", {}, pair, threads)
@@ -483,7 +483,9 @@ class Plan:
                 owner, _, name = reference.rpartition("/")
                 owner = owner or study
                 if owner not in self.entries:
-                    raise UserError(f"{where}: runs: study {owner!r} is not in use; add it to `studies` of config.yaml.")
+                    raise UserError(
+                        f"{where}: runs: study {owner!r} is not in use; add it to `studies` of config.yaml."
+                    )
                 known = {entry.run for entry in self.entries[owner]}
                 if name not in known:
                     raise UserError(f"{where}: runs: {reference!r} is no run of study {owner}{nearest(name, known)}.")

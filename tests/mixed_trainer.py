@@ -27,7 +27,9 @@ class MixedTrainer(RolloutTrainer):
 
     def tensors(self, rollouts):
         device = self.accelerator.device
-        return super().tensors(rollouts) | {"expert": torch.tensor([r.origin == EXPERT for r in rollouts], device=device)}
+        return super().tensors(rollouts) | {
+            "expert": torch.tensor([r.origin == EXPERT for r in rollouts], device=device)
+        }
 
     def loss(self, model, inputs):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)

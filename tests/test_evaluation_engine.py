@@ -222,7 +222,6 @@ def test_greedy_completions_equal_transformers_generate(engine, data, monkeypatc
 def test_sampling_follows_the_nucleus():
     """Evenly spaced draws hit every token of the nucleus in proportion to its probability, and no other."""
     import torch
-
     from scalpel.sampling import pick
 
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(3)) * 2

@@ -165,7 +165,9 @@ def test_a_holder_that_was_stopped_too_long_ends_when_it_wakes(tmp_path):
     holder.start()
     assert ready.wait(20)
     os.kill(holder.pid, signal.SIGSTOP)
-    for path in tmp_path.glob("lease.*.json"):  # as another host does, which cannot see that the process is only stopped
+    for path in tmp_path.glob(
+        "lease.*.json"
+    ):  # as another host does, which cannot see that the process is only stopped
         path.unlink()
     os.kill(holder.pid, signal.SIGCONT)
     holder.join(20)

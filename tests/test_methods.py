@@ -205,7 +205,7 @@ def test_every_row_of_every_epoch_is_trained_on(finished, tiny_data):
 
 def test_matching_by_tokens_fills_each_step(tiny_data):
     questions = read_questions(*tiny_data)
-    rows, ordered = questions.rows, questions.ordered
+    rows = questions.rows
     recipe = SFT.model_copy(update={"matching": "tokens", "tokens_per_step": 500, "epochs": None, "steps": 3})
     for step in schedule(recipe, questions):
         tokens = [rows[row]["tokens"] for row in step]
@@ -293,7 +293,6 @@ def test_loss_that_is_not_a_number_stops_the_run(tiny_base, tiny_data, tmp_path)
 
 def test_short_order_is_refused(tiny_data):
     questions = read_questions(*tiny_data)
-    rows, ordered = questions.rows, questions.ordered
     with pytest.raises(UserError, match=r"raise the scale's `epochs`"):
         rollout_schedule(GRPO.model_copy(update={"steps": 50}), questions)
     with pytest.raises(UserError, match=r"raise the scale's `epochs`"):

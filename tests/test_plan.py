@@ -68,7 +68,9 @@ def test_settings_are_not_hashed():
 
 
 def test_an_exhibit_s_option_reaches_no_step(tmp_path):
-    change = with_file(tmp_path, "studies/scalpel_vs_hammer.yaml", lambda t: t.replace("number: Figure 4", "number: F4"))
+    change = with_file(
+        tmp_path, "studies/scalpel_vs_hammer.yaml", lambda t: t.replace("number: Figure 4", "number: F4")
+    )
     before, after = plan(), plan(workflow=change)
     assert before.steps.keys() == after.steps.keys()
     differ = {n for (s, n), d in after.drawings.items() if d.digest != before.drawings[s, n].digest}
@@ -111,7 +113,9 @@ def test_one_more_benchmark_makes_its_own_evaluations_and_nothing_else(tmp_path,
     new = Counter(name.split("/")[0] for name in new_steps(grown, before))
     assert new == {"questions": 1, "evaluate": 6 * 2 + 1}
     made = plan(before | grown)
-    assert all(".aime24" in s.name for s in made.steps.values() if s.stage == "evaluate" and "aime24" in s.recipe["tasks"])
+    assert all(
+        ".aime24" in s.name for s in made.steps.values() if s.stage == "evaluate" and "aime24" in s.recipe["tasks"]
+    )
 
 
 def test_a_file_alone_plans_nothing():
@@ -299,7 +303,9 @@ def test_given_weights_that_are_no_safetensors_are_refused(outputs, tmp_path):
     raw = {"runs": {"mine": {"given": {"kind": "local", "path": str(outputs("checkpoint-3", weights="w.bin"))}}}}
     with pytest.raises(UserError, match=r"pickled weights alone \(w.bin\), which are never read"):
         plan(raw)
-    (tmp_path / "out" / "checkpoint-3" / "w.bin").rename(tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors")
+    (tmp_path / "out" / "checkpoint-3" / "w.bin").rename(
+        tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors"
+    )
     with pytest.raises(UserError, match="holds an adapter alone"):
         plan(raw)
     with pytest.raises(UserError, match="holds neither checkpoint-<step>"):
@@ -377,7 +383,9 @@ def test_exhibits_may_show_runs_of_other_studies(tmp_path):
 
 
 def test_an_exhibit_of_the_user_s_own_is_one_file_and_one_line(tmp_path):
-    (tmp_path / "mine.py").write_text("READS = ('kl',)\n\ndef table(results, options):\n    return results.read('kl', 'kl.parquet')\n")
+    (tmp_path / "mine.py").write_text(
+        "READS = ('kl',)\n\ndef table(results, options):\n    return results.read('kl', 'kl.parquet')\n"
+    )
     own = with_file(tmp_path / "w", "studies/scalpel_vs_hammer.yaml", lambda t: t + "  mine: {kind: mine.py}\n")
     made = plan(root=tmp_path, workflow=own)
     assert made.drawings["scalpel_vs_hammer", "mine"].files == ("results/tables/scalpel_vs_hammer/mine.csv",)
@@ -394,6 +402,6 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
         plan(workflow=wrong("kind: weight_change", "kind: weight_chang"))
     with pytest.raises(UserError, match="'grop' is no run of study scalpel_vs_hammer; did you mean 'grpo'"):
         plan(workflow=wrong("runs: [grpo]", "runs: [grop]"))
-    with pytest.raises(UserError, match="exhibits.kl: unknown key 'captoin'; did you mean 'caption'"):
+    with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'captoin'; did you mean 'caption'"):
         plan(workflow=wrong("caption: KL", "captoin: KL"))
     shutil.rmtree(tmp_path)

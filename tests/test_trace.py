@@ -17,9 +17,9 @@ from scalpel.analysis import trace as tracing
 from scalpel.analysis.trace import BEFORE, KINDS, layers_above, position_classes, trace, window
 from scalpel.config.analysis import TraceRecipe, TraceSettings
 from scalpel.errors import UserError
-from scalpel.weights import load_model
 from scalpel.exhibits import causal_trace
 from scalpel.exhibits.options import ExhibitOptions
+from scalpel.weights import load_model
 from tests.trace_reference import WORDS, known_facts, one_at_a_time, save_random_model, word_tokenizer
 
 PROMPTS = [  # subject, prompt, where its tokens begin (BOS aside) and how many they are

@@ -91,8 +91,8 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
             there = {run for name, file in files.items() if owner in ("", name) for run in file.runs}
             files_named = ", ".join(f"workflow/studies/{name}.yaml" for name in files)
             raise UserError(
-                f"config.yaml: runs: no run is called {run!r}{nearest(run, there)}. A new run needs `method` or `given` "
-                f"(runs stand in {files_named}, too)."
+                f"config.yaml: runs: no run is called {run!r}{nearest(run, there)}. A new run needs `method` or "
+                f"`given` (runs stand in {files_named}, too)."
             )
         if study in known or (not known and owner in ("", study)):
             found[run] = merged(found.get(run, {}), options)
@@ -268,7 +268,9 @@ def validated(model: type[BaseModel], raw: Any, where: str):
             key = ".".join([*path[:-2], str(first["input"])])
             if not expected:
                 name, inside = str(first["input"]), ".".join(path[:-2])
-                raise UserError(f"{where}: {inside}: {name!r} is no name: letters, digits and _ only, 60 at most.") from None
+                raise UserError(
+                    f"{where}: {inside}: {name!r} is no name: letters, digits and _ only, 60 at most."
+                ) from None
             valid = [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
             raise UserError(f"{where}: unknown key {key!r}{nearest(str(first['input']), valid)}.") from None
         message = first["msg"].removeprefix("Value error, ")

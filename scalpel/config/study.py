@@ -70,7 +70,9 @@ class UserConfig(Strict):
     scale: Name = "laptop"
     studies: Annotated[list[Name], Field(min_length=1)] = ["scalpel_vs_hammer"]
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
-    runs: dict[Reference, dict[str, Any]] = {}  # laid over single runs, key by key; one with `method` or `given` may be new
+    runs: dict[
+        Reference, dict[str, Any]
+    ] = {}  # laid over single runs, key by key; one with `method` or `given` may be new
 
 
 class Config(Strict):

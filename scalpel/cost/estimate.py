@@ -105,7 +105,11 @@ class Known:
         found = []
         for name, task in step.recipe["tasks"].items():
             questions = step.inputs[f"questions/{name}"]
-            count, tokens, form = question_count(questions, self.plan.root), question_tokens(questions), form_of(questions)
+            count, tokens, form = (
+                question_count(questions, self.plan.root),
+                question_tokens(questions),
+                form_of(questions),
+            )
             count = min(task["limit"] or count, count)
             prompt = Amount.of(TEMPLATE_TOKENS) + product(task["shots"] + 1, tokens)
             passes = CHOICES[form] if form in CHOICES and task["formulation"] == "cloze" else 1
@@ -136,7 +140,9 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
         return KeptRows(RowSizes(rows, None, prompt), "the toy world's rows before the filter: an upper bound")
     if "path" in data.settings:
         count = parquet_rows(Path(data.settings["path"]))
-        return KeptRows(RowSizes(count, None, prompt), f"rows of {data.settings['path']} before the filter: an upper bound")
+        return KeptRows(
+            RowSizes(count, None, prompt), f"rows of {data.settings['path']} before the filter: an upper bound"
+        )
     repo = data.inputs["fetch"].recipe["repo"]
     if repo.endswith("/OpenR1-Math-220k") and data.recipe["filter"]["source"] == "cn_k12":
         source = "the paper's count of CN-K12 rows up to 4096 tokens: an upper bound"
@@ -289,7 +295,9 @@ def estimate(plan: Plan) -> Cost:
 
 
 def _assumptions(known: Known, rows: list[Row]) -> list[str]:
-    found = [f"N = {s.parameters:,} parameters ({number(s.parameters)}), {source}." for s, source in known.shapes.values()]
+    found = [
+        f"N = {s.parameters:,} parameters ({number(s.parameters)}), {source}." for s, source in known.shapes.values()
+    ]
     for (count, tokens, prompt), source in known.rows.values():
         length = "exact" if tokens else f"{HALF} x the longest allowed"
         found.append(

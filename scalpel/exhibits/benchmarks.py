@@ -1,6 +1,6 @@
 """To be written."""
 
-READS = ('evaluate',)
+READS = ("evaluate",)
 
 
 def table(results, options):

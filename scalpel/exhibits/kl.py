@@ -1,6 +1,6 @@
 """To be written."""
 
-READS = ('kl',)
+READS = ("kl",)
 
 
 def table(results, options):

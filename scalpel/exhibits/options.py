@@ -26,6 +26,8 @@ class ExhibitOptions(Strict):
     font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
     labels: dict[str, str] = {}  # run -> name in the legend, in place of the study's look
-    x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, summed over a chain of runs
+    x: Literal["steps", "questions", "tokens", "flops"] = (
+        "steps"  # of curves over training, summed over a chain of runs
+    )
     log_y: bool = False  # logarithmic value axis; of curves, never of bars
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in curves of every step

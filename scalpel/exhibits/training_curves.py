@@ -1,6 +1,6 @@
 """To be written."""
 
-READS = ('train', 'given')
+READS = ("train", "given")
 
 
 def table(results, options):

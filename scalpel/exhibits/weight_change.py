@@ -1,6 +1,6 @@
 """To be written."""
 
-READS = ('weight_change',)
+READS = ("weight_change",)
 
 
 def table(results, options):

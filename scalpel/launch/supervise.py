@@ -60,7 +60,7 @@ def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
             token = secrets.token_hex(16)
             start = last_model(job.inputs, "start")
             engine = EngineSettings(
-                batch_size=settings.sequences_per_device,
+                batch_size=settings.completions_at_once,
                 memory_fraction=server.memory_fraction,
                 dtype=job.recipe["dtype"],
             )

@@ -455,10 +455,11 @@ def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: Rol
 
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
     """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
-    recipe, settings, ranks = run.recipe, run.settings, Ranks.here()
+    recipe, settings = run.recipe, run.settings
     if settings.engine == "fsdp" and not settings.server:
         raise UserError(
-            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, or use zero2."
+            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
+            "or use zero2."
         )
     if recipe.inference == "vllm" and not settings.server:
         raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
@@ -485,7 +486,10 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
 
 def spent(recipe: RolloutRecipe, rollouts: Journal, model, steps: int) -> list[dict]:
     """What each step cost: questions first asked in it, tokens trained on, tokens written, FLOPs."""
-    per_batch, found = recipe.updates * recipe.iterations, [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)]
+    per_batch, found = (
+        recipe.updates * recipe.iterations,
+        [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)],
+    )
     asked: list[set] = [set() for _ in range(steps)]
     for rollout in rollouts.rows():
         first = rollout["step"] - 1

@@ -19,7 +19,8 @@ class SecondOptimizer:
         """UserError under ZeRO-2, whose first optimizer owns gradients and parameters."""
         if trainer.is_deepspeed_enabled:
             raise UserError(
-                "train_settings: `engine: zero2` allows no second optimizer, which this method needs; use fsdp or single."
+                "train_settings: `engine: zero2` allows no second optimizer, which this method needs; "
+                "use fsdp or single."
             )
         self.trainer, self.max_grad_norm = trainer, max_grad_norm
         self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
