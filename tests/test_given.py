@@ -33,8 +33,8 @@ def trl_output(tiny_base, tmp_path_factory) -> Path:
         model=AutoModelForCausalLM.from_pretrained(tiny_base),
         processing_class=AutoTokenizer.from_pretrained(tiny_base),
         args=SFTConfig(
-            output_dir=str(out), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=4, report_to="none",
-            use_cpu=True, learning_rate=1e-3, bf16=False,
+            output_dir=str(out), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
+            report_to="none", use_cpu=True, learning_rate=1e-3, bf16=False,
         ),
         train_dataset=Dataset.from_list(rows),
     ).train()  # fmt: skip

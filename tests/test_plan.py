@@ -328,10 +328,10 @@ def test_given_branches_of_the_hub_are_resolved_to_commits(tmp_path):
 def test_a_gate_is_waited_for_and_never_hashed():
     made = plan()
     base = made.run("scalpel_vs_hammer", "grpo", 42).base
-    gated = made._step("weight_change", "x", {"y": 1}, {"base": base}, gates={"audit": made.toy()})
-    plain = made._step("weight_change", "x", {"y": 1}, {"base": base})
+    gated = made.registry.add("weight_change", "x", {"y": 1}, {"base": base}, gates={"audit": made.materials.toy()})
+    plain = made.registry.add("weight_change", "x", {"y": 1}, {"base": base})
     assert gated.digest == plain.digest
-    assert made.inputs(gated.digest) == [base.manifest, made.toy().manifest]
+    assert made.inputs(gated.digest) == [base.manifest, made.materials.toy().manifest]
 
 
 def test_every_stage_with_gpus_has_a_cost():

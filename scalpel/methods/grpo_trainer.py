@@ -41,7 +41,8 @@ def train(run: TrainingRun) -> None:
     if recipe.loss_type == "bnpo" and sequences > size:
         raise UserError(
             "loss_type bnpo takes its token mean within each micro-batch, so the result would depend on the device; "
-            f"set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, the mean over the step."
+            f"set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, "
+            "the mean over the step."
         )
     config = {
         "loss_type": recipe.loss_type,
