@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scalpel import given
 from scalpel.artifact.step import Step
+from scalpel.config.data import OrderRecipe
 from scalpel.config.load import nearest
 from scalpel.config.models import HubCheckpoints, LocalCheckpoints
 from scalpel.config.study import Config, RunSpec, Study
