@@ -12,7 +12,8 @@ import torch
 from scalpel.errors import UserError
 from scalpel.methods.loop import TrainingRun
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, micro_batch_size, train_rollouts
+from scalpel.methods.rollout_recipe import micro_batch_size
+from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 

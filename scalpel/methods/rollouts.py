@@ -51,7 +51,7 @@ from scalpel.methods.loop import (
     write_log,
 )
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import RolloutRecipe
+from scalpel.methods.rollout_recipe import RolloutRecipe, micro_batch_size, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
@@ -131,8 +131,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         self.questions_journal, self.rollouts_journal = journals
         self.per_batch = recipe.updates * recipe.iterations  # optimizer steps made of one batch of rollouts
         self.micro_batch = micro_batch_size(recipe, run.settings.sequences_per_device, self.ranks.count)
-        sequences = recipe.questions_per_step * recipe.generations
-        self.accumulation = sequences // (self.micro_batch * self.ranks.count)
+        self.accumulation = rollout_accumulation(recipe, run.settings.sequences_per_device, self.ranks.count)
         self.opening = opening(tokenizer)
         self.prompts: dict[int, list[int]] = {}
         self.batch: list[Update] = []
@@ -423,17 +422,6 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
 
 def _unused(*_args, **_kwargs):
     raise AssertionError("rewards are given in RolloutTrainer.score")
-
-
-def micro_batch_size(recipe: RolloutRecipe, sequences_per_device: int, ranks: int = 1) -> int:
-    """The largest number of completions per micro-batch, up to the setting, that divides a rank's share of a step."""
-    total, left = divmod(recipe.questions_per_step * recipe.generations, ranks)
-    if left:
-        raise UserError(
-            f"{recipe.questions_per_step} questions x {recipe.generations} completions a step do not divide by "
-            f"{ranks} ranks; change train_settings.ranks, generations or questions_per_step."
-        )
-    return max(size for size in range(1, min(total, sequences_per_device) + 1) if total % size == 0)
 
 
 def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
