@@ -384,16 +384,13 @@ class Plan:
     def _results(self, study: str) -> Iterator[Entry]:
         """Every result of a study that can be shown."""
         config = self.config.studies[study]
-        bases: dict[str, Step] = {}
-        for name, spec in config.runs.items():
-            for seed in spec.seeds:
-                run = self.run(study, name, seed)
-                bases.setdefault(run.base.digest, run.base)
-                yield from self._results_of(run, config)
         base = self.base(config.setting.model)
         yield Entry("base", BASE, 0, base)
         for group, recipe in config.setting.evaluation.groups().items():
             yield Entry("evaluate", BASE, 0, self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base}), group)
+        for name, spec in config.runs.items():
+            for seed in spec.seeds:
+                yield from self._results_of(self.run(study, name, seed), config)
         used = {step.digest: step for entry in list(self.runs.values()) if entry.study == study
                 for role, step in entry.checkpoints.inputs.items() if role == "data"}  # fmt: skip
         for step in used.values():

@@ -28,7 +28,9 @@ from scalpel.exhibits.options import ExhibitOptions
 from scalpel.stages import STAGES
 
 HERE = Path(__file__).parent
-SHARED = ("__init__", "options", "results", "style", "render")  # modules that are no kind of exhibit
+SHARED = (  # modules that are no kind of exhibit
+    "__init__", "axis", "drawing", "embedded", "files", "options", "render", "results", "style", "uncertainty",
+)  # fmt: skip
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}
 
 
