@@ -104,8 +104,8 @@ class Results:
 
     # ------------------------------------------------------------ what stages write
 
-    def log(self, columns: Sequence[str]) -> pd.DataFrame:
-        """`columns` of the training logs of trained and given runs, by optimizer step (column step).
+    def log(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """`columns` (None: all) of the training logs of trained and given runs, by optimizer step (column step).
 
         Raises UserError naming the run that has no log or not one of the columns.
         """
@@ -118,13 +118,14 @@ class Results:
                     f"run {result.run!r} has no training log: {result.step} holds no {LOG}; leave it out of `runs`."
                 )
             frame = files.table(result.step / LOG)
-            for column in columns:
+            for column in columns or ():
                 if column not in frame:
                     raise UserError(
                         f"the training log of run {result.run!r} has no column {column!r}"
                         f"{nearest(column, frame.columns)} ({result.step / LOG})."
                     )
-            frames.append(_whose(result, frame[["step", *columns]].sort_values("step")))
+            frame = frame if columns is None else frame[["step", *columns]]
+            frames.append(_whose(result, frame.sort_values("step")))
         if not frames:
             raise UserError(f"none of {', '.join(self.runs)} was trained; name other runs in `runs`.")
         return pd.concat(frames, ignore_index=True)
