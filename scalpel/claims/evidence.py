@@ -51,7 +51,7 @@ def _log(results: Results) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     logs = results.only(lambda r: r.stage in ("train", "given") and (r.step / LOG).is_file())
     if logs.found:
-        means = logs.placed(logs.log()).groupby(["run", "checkpoint"], sort=True).mean(numeric_only=True)
+        means = logs.placed(logs.log()).groupby(["run", "checkpoint"], sort=True).mean(numeric_only=True, skipna=False)
         for run, steps in means.groupby("run"):
             found[run] = steps.dropna(axis="columns", how="all").to_dict("list")
     return found

@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 SHARED = (  # modules that are no kind of exhibit
     "__init__", "axis", "drawing", "embedded", "files", "options", "render", "results", "style", "uncertainty",
 )  # fmt: skip
+SHARED_FILES = [HERE / f"{name}.py" for name in SHARED]
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}
 
 
@@ -85,7 +86,7 @@ def find(name: str, root: Path, where: str) -> Kind:
     unknown = [stage for stage in reads if stage not in STAGES]
     if unknown:
         raise UserError(f"{where}: {path}: READS names {unknown[0]!r}{nearest(unknown[0], STAGES)}.")
-    return Kind(name, module, _code(path, *(HERE / f"{shared}.py" for shared in SHARED)))
+    return Kind(name, module, _code(path, *SHARED_FILES))
 
 
 def _load(path: Path, where: str) -> ModuleType:
@@ -104,7 +105,7 @@ def report_code() -> str:
     """Hash of what writes the report: scalpel/report, scalpel/claims and what they share with exhibits."""
     folders = [HERE.parent / "report", HERE.parent / "claims"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".jinja", ".css"))
-    return _code(*files, HERE / "results.py")
+    return _code(*files, *SHARED_FILES)
 
 
 def _code(*paths: Path) -> str:
