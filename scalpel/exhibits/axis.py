@@ -45,7 +45,7 @@ def places(results: Iterable[Result], name: str) -> Place:
     def place(run: str, seed: int, step: int) -> float:
         if (run, seed) not in known:
             result = of_run[run, seed]
-            before = sum(_spent(directory, name, run) for directory in result.chain)
+            before = sum(_spent(directory, name, run) for directory in dict.fromkeys(result.chain))
             own = _trained(result)
             known[run, seed] = before, *(_so_far(own, name, run) if own and name != "steps" else ([], []))
         before, steps, so_far = known[run, seed]

@@ -94,6 +94,8 @@ class Style:
 
         means = joined(frame, ["run", "x"], y, stderr).dropna(subset=[y])
         runs = [run for run in self.runs if run in set(means["run"])]
+        if not runs:
+            return
         before = len(axes.lines)
         seaborn.lineplot(
             means, x="x", y=y, hue="run", hue_order=runs, palette=self.colors, style="run", style_order=runs,

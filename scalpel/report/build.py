@@ -88,7 +88,7 @@ def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     files = {Path(file).suffix: opened.root / file for file in planned["files"]}
     file = files.get(".png", files[".csv"])
     if embedded.current(file)["digest"] != planned["digest"]:
-        raise UserError(f"{file} does not show what was planned; start snakemake again.")
+        raise UserError(f"{file} does not show what was planned; delete it and start snakemake again.")
     frozen = read_json(file.parent / "recipes" / f"{name}-{planned['digest']}.json")["recipe"]
     options = frozen["options"]
     heading, caption = options["number"] or name, options["caption"]
