@@ -495,6 +495,19 @@ def test_training_curves_smooth_each_seed_and_show_the_mean(three_seeds):
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), accuracy.groupby("step")["smoothed"].mean())
 
 
+def test_each_measure_of_kl_has_a_panel(tmp_path):
+    made = world(tmp_path, {"overrides": {"kl": {"gsm8k": {}}}})
+    assert set(table(made, "kl")["measure"]) == {"math_500", "gsm8k"}
+    assert [axes.get_title() for axes in draw(made, "kl").axes] == ["math_500", "gsm8k"]
+    assert set(table(made, "kl_final").dropna(subset=["published"])["measure"]) == {"math_500"}
+
+
+def test_a_single_point_is_seen(tmp_path):
+    made = world(tmp_path, edit=one_checkpoint)
+    assert {line.get_marker() for line in draw(made, "sft_loss").axes[0].lines[-3:]} == {"o"}
+    assert {line.get_marker() for line in draw(made, "norms_sft").axes[7].lines} == {"o"}
+
+
 def test_a_figure_shows_its_frame_and_nothing_else(one_seed):
     """What is drawn follows the frame, whatever the results are."""
     frame = table(one_seed, "kl", runs=["grpo"]).assign(kl=7.0)

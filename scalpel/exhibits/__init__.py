@@ -3,8 +3,10 @@
 An exhibit's file declares, at its top level,
 
 * ``READS``: the stages whose results it shows, e.g. ``("kl",)``;
-* ``table(results, options)``: a pandas frame of the data shown, saved as csv (scalpel/exhibits/results.py);
-* ``draw(frame, options, style)``, for figures: a matplotlib Figure of that frame;
+* ``table(results, options)``: a pandas frame of the data shown, saved as csv; results is a Results of
+  scalpel/exhibits/results.py. A column ``<name> ±`` holds the standard errors of the column ``<name>``;
+* ``draw(frame, options, style)``, for figures: a matplotlib Figure of that frame and nothing else; style is a Style of
+  scalpel/exhibits/style.py;
 * ``Options``, if it takes options of its own: a subclass of ExhibitOptions;
 * ``PUBLISHED = True``, if it shows published numbers (``results.published``).
 

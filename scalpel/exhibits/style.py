@@ -17,6 +17,7 @@ from scalpel.exhibits.uncertainty import joined
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), told apart by colour-blind readers, too; yellow, which is faint on white, last.
@@ -80,6 +81,14 @@ class Style:
         figure.suptitle(options.title or title, fontsize=options.font_size + 1.5, fontweight="bold")
         return figure
 
+    def label_x(self, of: Axis) -> None:
+        """Label a matplotlib axis that shows option x; large counts as 200k, 1M."""
+        from matplotlib.ticker import EngFormatter
+
+        of.set_label_text(axis.LABELS[self.options.x])
+        if self.options.x != "steps":
+            of.set_major_formatter(EngFormatter(sep=""))
+
     # ------------------------------------------------------------ marks
 
     def lines(
@@ -103,11 +112,14 @@ class Style:
         )  # fmt: skip
         for line in axes.lines[before:]:
             line.set_markeredgecolor(line.get_color())  # seaborn's are white
+            if len(line.get_xdata()) == 1 and not points:
+                line.set_marker("o")  # a line of one point would not be seen
         for run, mean in means.sort_values("x").groupby("run", sort=False):
             # Not seaborn's band: it has none for a single seed, whose error is that over questions.
             low, high = mean[y] - mean["stderr"], mean[y] + mean["stderr"]
             axes.fill_between(mean["x"], low, high, color=self.colors[run], alpha=0.15, linewidth=0)
-        axes.set(xlabel=axis.LABELS[self.options.x], ylabel="")
+        axes.set_ylabel("")
+        self.label_x(axes.xaxis)
 
     def bars(self, axes: Axes, frame: pd.DataFrame) -> None:
         """Final scores in percent: a group per task, a bar per run, whiskers of one standard error.

@@ -35,7 +35,6 @@ def draw(frame, options, style):
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
-    from scalpel.exhibits import axis
     from scalpel.exhibits.results import PROJECTIONS
     from scalpel.exhibits.uncertainty import joined
 
@@ -55,10 +54,12 @@ def draw(frame, options, style):
     overall = panels.flat[-1]
     for (projection, name), (color, dashes) in zip(PROJECTIONS.items(), LOOKS, strict=True):
         line = means[means["projection"] == projection]
-        overall.plot(line["x"], line["relative"], color=color, linestyle=dashes, linewidth=1.3, label=name)
+        look = {"color": color, "linestyle": dashes, "linewidth": 1.3, "marker": "o" if len(line) == 1 else None}
+        overall.plot(line["x"], line["relative"], label=name, **look)
         low, high = line["relative"] - line["stderr"], line["relative"] + line["stderr"]
         overall.fill_between(line["x"], low, high, color=color, alpha=0.15, linewidth=0)
-    overall.set(title="mean over layers", xlabel=axis.LABELS[options.x])
+    overall.set_title("mean over layers")
+    style.label_x(overall.xaxis)
     for row in panels:
         row[0].set_ylabel(rf"$\|W-W_{{{options.reference}}}\|_F\,/\,\|W_{{{options.reference}}}\|_F$")
     if options.log_y:
@@ -66,7 +67,7 @@ def draw(frame, options, style):
     else:
         overall.set_ylim(bottom=0)
     colours = matplotlib.cm.ScalarMappable(scale, "viridis_r")
-    figure.colorbar(colours, ax=panels[0].tolist(), label=axis.LABELS[options.x], pad=0.02)
+    style.label_x(figure.colorbar(colours, ax=panels[0].tolist(), pad=0.02).ax.yaxis)
     figure.legend(
         *overall.get_legend_handles_labels(), loc="outside lower center", ncols=7, title='panel "mean over layers"'
     )
