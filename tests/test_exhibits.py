@@ -304,6 +304,12 @@ def test_standard_error_joins_questions_and_seeds():
     assert math.isnan(uncertainty.standard_error([0.5]))
 
 
+def test_values_that_are_no_seeds_are_not_joined(one_seed):
+    frame = table(one_seed, "freezing")
+    with pytest.raises(UserError, match="value: there are several values of one seed for run base"):
+        uncertainty.joined(frame, ["run"], "value", "stderr")
+
+
 def test_nobody_s_score_is_certain():
     assert uncertainty.question_error(0.5, 0.1, 9) == 0.1
     assert uncertainty.question_error(1.0, 0.0, 8) == pytest.approx(math.sqrt(0.9 * 0.1 / 10))

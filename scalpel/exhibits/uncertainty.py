@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scalpel.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -44,13 +46,17 @@ def standard_error(values: Sequence[float], stderrs: Sequence[float] | None = No
 def joined(frame: pd.DataFrame, by: Sequence[str], value: str, stderr: str | None = None) -> pd.DataFrame:
     """One row for each `by`: its columns, `value` (mean over seeds), stderr (its standard error) and seeds (a count).
 
-    A value that is nan for one seed makes the mean nan: no seed is left out.
+    A value that is nan for one seed makes the mean nan: no seed is left out. Raises UserError when a seed has several
+    values for one `by`, as those are no mean over seeds.
     """
     import pandas as pd
 
     rows = []
     for key, group in frame.groupby(list(by), sort=False):
+        if group["seed"].duplicated().any():
+            what = ", ".join(f"{name} {part}" for name, part in zip(by, key, strict=True))
+            raise UserError(f"{value}: there are several values of one seed for {what}, where one can be shown.")
         values = group[value].tolist()
         error = standard_error(values, group[stderr].tolist() if stderr else None)
-        rows.append((*key, math.fsum(values) / len(values), error, group["seed"].nunique()))
+        rows.append((*key, math.fsum(values) / len(values), error, len(values)))
     return pd.DataFrame(rows, columns=[*by, value, "stderr", "seeds"])
