@@ -31,7 +31,7 @@ MISTAKES = [
     ({"runs": {"mine": {"method": "sfd", "epochs": 1}}}, "method 'sfd' is not known; did you mean 'sft'?"),
     ({"runs": {"sft_1ep": {"layers_from": "base"}}}, "`layers_from` and `trainable.freeze_mlp_above` go together"),
     ({"runs": {"sft_1ep": {"trainable": {"only": ["qproj"]}}}}, "'q_proj'"),
-    ({"runs": {"base": SFT}}, "'base' is the word for the base model"),
+    ({"runs": {"base": SFT}}, "names that begin with 'base' are the base models'"),
     ({"runs": {"../evil": SFT}}, "'../evil' is no name"),
     ({"runs": {"a b": SFT}}, "'a b' is no name"),
     ({"overrides": {"evaluation": {"tasks": {"mmul": {}}}}}, "no question set is called 'mmul'; did you mean 'mmlu'?"),

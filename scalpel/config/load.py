@@ -102,8 +102,8 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
 def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> RunSpec:
     """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other."""
     where = f"{where}: run {run!r}"
-    if run == BASE:
-        raise UserError(f"{where}: {BASE!r} is the word for the base model; call the run something else.")
+    if run == BASE or run.startswith(f"{BASE}_"):
+        raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
     layers = [options, setting.runs.get(run, {}), user]
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     given = any(layer.get("given") for layer in layers)

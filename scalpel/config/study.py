@@ -38,7 +38,7 @@ class Look(Strict):
 
     label: str | None = None
     color: Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")] | None = None
-    marker: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    marker: Annotated[str, Field(pattern=r"^[ov^<>8sp*hHDdPX]$")] | None = None  # matplotlib's filled ones
 
 
 class StudyFile(Strict):

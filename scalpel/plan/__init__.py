@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from scalpel import exhibits
+from scalpel import claims, exhibits
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
 from scalpel.artifact.step import Step, freeze_recipe
 from scalpel.config.load import freeze_config, nearest
@@ -58,17 +58,23 @@ class Plan:
             kind = exhibits.find(raw.get("kind", name), self.root, where)
             options = kind.options({key: value for key, value in raw.items() if key != "kind"}, where)
             entries = self._chosen(study, kind.reads, options.runs, where)
+            shown = list(dict.fromkeys(entry.run for entry in entries))
+            for run in options.labels:
+                if run not in shown:
+                    raise UserError(f"{where}: labels: {run!r} is none of the runs shown{nearest(run, shown)}.")
             published = self._published(study) if kind.published else {}
             recipe = {"kind": kind.name, "code": kind.code, "options": options.model_dump(mode="json"), "looks": looks}
             recipe |= {"published": published} if published else {}
             files = tuple(f"results/{kind.folder}/{study}/{name}.{suffix}" for suffix in kind.suffixes)
             self.drawings[study, name] = Drawing(study, name, recipe, entries, files)
-        shown = {name: drawing for (owner, name), drawing in self.drawings.items() if owner == study}
+        if config.claims:
+            claims.find(config.claims, f"{study}.yaml: claims")
+        drawings = {name: drawing for (owner, name), drawing in self.drawings.items() if owner == study}
         recipe = {
             "title": config.title,
             "scale": self.config.scale_name,
             "description": self.config.scale.description,
-            "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in shown.items()},
+            "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,
             "looks": looks,

@@ -141,21 +141,18 @@ class Runs:
     def results(self, study: str) -> Iterator[Entry]:
         """Every result of a study that can be shown."""
         config = self.config.studies[study]
-        bases: dict[str, Step] = {}
-        for name, spec in config.runs.items():
-            for seed in spec.seeds:
-                run = self.run(study, name, seed)
-                bases.setdefault(run.base.digest, run.base)
-                yield from self._results_of(run, config)
-        base = self.materials.base(config.setting.model)
-        yield Entry("base", BASE, 0, base)
-        for group, recipe in config.setting.evaluation.groups().items():
-            yield Entry(
-                "evaluate", BASE, 0, self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base}), group
-            )
-        used = {step.digest: step for entry in list(self.made.values()) if entry.study == study
-                for role, step in entry.checkpoints.inputs.items() if role == "data"}  # fmt: skip
-        for step in used.values():
+        own = self.materials.base(config.setting.model)
+        runs = [self.run(study, name, seed) for name, spec in config.runs.items() for seed in spec.seeds]
+        for base in {step.digest: step for step in (own, *(run.base for run in runs))}.values():
+            name = BASE if base is own else f"{BASE}_{base.name}"
+            yield Entry("base", name, 0, base)
+            for group, recipe in config.setting.evaluation.groups().items():
+                step = self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base})
+                yield Entry("evaluate", name, 0, step, group)
+        for run in runs:
+            yield from self._results_of(run, config)
+        rows = [run.checkpoints.inputs["data"] for run in runs if "data" in run.checkpoints.inputs]
+        for step in {step.digest: step for step in rows}.values():
             yield Entry(step.stage, step.name, 0, step)
 
     def _results_of(self, run: Run, config: Study) -> Iterator[Entry]:
