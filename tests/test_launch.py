@@ -179,7 +179,7 @@ def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
     servers = rank_or_server(run, "scalpel.inference.server")
     os.kill(servers[0], signal.SIGSTOP)  # so that the run does not end before the signal has come
     if name == "SIGKILL":
-        os.kill(rank_or_server(run, "scripts.train_rank")[0], signal.SIGKILL)
+        os.kill(rank_or_server(run, "scripts.rank")[0], signal.SIGKILL)
     else:
         process.send_signal(signal.SIGTERM)
         time.sleep(2)

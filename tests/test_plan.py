@@ -63,8 +63,9 @@ def test_evaluation_options_leave_training_alone():
 
 
 def test_settings_are_not_hashed():
+    """Another accumulation is another audit, and the same training."""
     settings = {"train_settings": {"sequences_per_device": 2}, "resources": {"train": {"mem_mb": 9}}}
-    assert not new_steps({"overrides": settings})
+    assert set(new_steps({"overrides": settings})) == {"audit/single"}
 
 
 def test_an_exhibit_s_option_reaches_no_step(tmp_path):
@@ -352,7 +353,7 @@ def test_a_queued_job_outlives_an_edited_config(tmp_path):
     freeze_recipe(old, tmp_path)
     now = plan(root=tmp_path)
     assert old.digest not in now.steps
-    assert now.inputs(old.digest) == [step.manifest for step in old.inputs.values()]
+    assert now.inputs(old.digest) == [step.manifest for step in (old.inputs | old.gates).values()]
     with pytest.raises(UserError, match="no step has digest 000000000000"):
         now.inputs("000000000000")
 

@@ -93,7 +93,7 @@ def test_layout_of_a_training_job(tmp_path):
         f.level
         for f in gpus.layout(plan(tmp_path, {"train_settings": {"ranks": ranks, "engine": "zero2", "server": {}}}))
     ]
-    assert (levels(7), levels(8), levels(3)) == ([], ["error"], ["warning"])
+    assert (levels(7), levels(8), levels(4)) == ([], ["error"], ["warning"])
 
 
 def test_jobs_longer_than_their_limit(tmp_path):
@@ -215,8 +215,8 @@ def test_what_sbatch_is_asked(programs, tmp_path):
     assert len(asked) == len(set(asked)) == len(shapes)
     assert not any("fetch" in stages for stages in shapes.values())  # it runs here, not as a job
     assert all("--test-only" in line and "--account=lab" in line and "--qos=long" in line for line in asked)
-    train = next(line for line in asked if "--gpus=h100:8" in line)
-    assert "--partition=gpu" in train and "--constraint=nvlink" in train and "--time=1440" in train
+    train = next(line for line in asked if "--gpus=h100:8" in line and "--time=1440" in line)
+    assert "--partition=gpu" in train and "--constraint=nvlink" in train
     assert "--nodes=1" in train and train.endswith("--wrap true")
     assert all("--partition=cpu" in line and "constraint" not in line for line in asked if "gpus" not in line)
 
@@ -226,8 +226,9 @@ def test_only_the_jobs_that_are_refused_are_named(programs, tmp_path):
         "sbatch",
         'case "$*" in *--gpus=h100:8*) echo "Requested node configuration is not available" >&2; exit 1;; esac',
     )
-    (sentence,) = slurm.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
-    assert "jobs of train (8 GPUs" in sentence and "evaluate" not in sentence
+    sentences = slurm.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
+    assert ["jobs of audit (8 GPUs" in sentences[0], "jobs of train (8 GPUs" in sentences[1]] == [True, True]
+    assert not any("evaluate" in sentence for sentence in sentences)
 
 
 def test_a_time_limit_above_the_partitions_is_found(programs, tmp_path):

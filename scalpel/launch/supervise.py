@@ -105,7 +105,7 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
         if devices:
             mine[DEVICES] = ",".join(devices)
         names.append(f"rank {rank}")
-        crew.start(names[-1], "scripts.train_rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
+        crew.start(names[-1], "scripts.rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
     return names
 
 

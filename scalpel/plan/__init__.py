@@ -141,9 +141,9 @@ class Plan:
     def nodes_of_stage(self, stage: str) -> int:
         """Nodes of one job of the stage."""
         settings = self.config.scale.train_settings
-        if stage != "train":
+        if stage not in ("train", "audit"):
             return 1
-        return settings.nodes + (settings.server.nodes if settings.server else 0)
+        return settings.nodes + (settings.server.nodes if settings.server and stage == "train" else 0)
 
     def targets(self, study: str) -> list[str]:
         """The first file of everything that is shown of a study; the others are made with it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scalpel import given
 from scalpel.artifact.step import Step
+from scalpel.audit.fingerprint import fingerprint
 from scalpel.config.data import OrderRecipe
 from scalpel.config.load import nearest
 from scalpel.config.models import HubCheckpoints, LocalCheckpoints
@@ -75,10 +76,14 @@ class Runs:
         inputs |= {"start": start.checkpoints} if start else {}
         inputs |= {"layers": self._trace(study, spec, seed, base, where)} if spec.layers_from else {}
         method = METHODS[spec.recipe.method]
+        settings = self.config.scale.train_settings
+        seal = fingerprint(settings, spec.recipe)
+        name_of_audit = f"{seal['engine']}.{seal['ranks']}x{seal['accumulation']}"
+        audit = self.steps.add("audit", name_of_audit, {"fingerprint": seal}, {}, settings.model_dump(mode="json"))
         train = self.steps.add(
             "train", name if len(spec.seeds) == 1 else f"{name}.s{seed}", spec.recipe.identity(), inputs,
-            self.config.scale.train_settings.model_dump(mode="json"),
-            version=100 * STAGES["train"].version + method.version,
+            settings.model_dump(mode="json"),
+            gates={"audit": audit}, version=100 * STAGES["train"].version + method.version,
         )  # fmt: skip
         return Run(study, name, seed, spec, base, train, None, spec.recipe.checkpoints, start, answers)
 
