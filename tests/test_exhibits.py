@@ -21,7 +21,7 @@ from scalpel.exhibits.render import render
 from scalpel.exhibits.results import PROJECTIONS, Results, final, task_name, task_order
 from scalpel.exhibits.style import PALETTE, Style
 from tests import synthetic
-from tests.synthetic import STUDY, checkpoint_steps
+from tests.synthetic import STUDY, checkpoint_steps, describe
 
 SEEDS = (1, 2, 3)
 FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
@@ -77,7 +77,7 @@ def draw(made, name: str, study: str = STUDY, frame: pd.DataFrame | None = None,
 def make(made, name: str, study: str = STUDY) -> list[Path]:
     """Write an exhibit's recipe and files."""
     plan, root = made
-    plan.describe(study, name)
+    describe(plan, study, name)
     render(root / plan.drawings[study, name].recipe_path)
     return [root / file for file in plan.drawings[study, name].files]
 
@@ -143,7 +143,7 @@ def test_older_recipe_files_are_removed_and_other_exhibits_kept(one_seed):
 
 @pytest.mark.parametrize("moment", range(9))  # 4 files and one older recipe removed, 4 files written
 def test_killed_at_any_moment_no_recipe_stands_over_older_files(one_seed, monkeypatch, moment):
-    one_seed[0].describe(STUDY, "kl")
+    describe(one_seed[0], STUDY, "kl")
     opened = drawing.opened(recipe_of(one_seed, "kl"))
     files = [opened.root / name for name in opened.files]
     for file in files:
@@ -185,7 +185,7 @@ def test_a_recipe_of_other_code_is_refused(one_seed, monkeypatch):
 
 def test_unfinished_results_are_named(one_seed, capsys, monkeypatch):
     plan, root = one_seed
-    plan.describe(STUDY, "kl")
+    describe(plan, STUDY, "kl")
     manifest = root / plan.drawings[STUDY, "kl"].entries[0].step.manifest
     content = manifest.read_bytes()
     manifest.unlink()
@@ -263,7 +263,7 @@ def test_read_gives_whose_each_row_is(three_seeds):
 def test_a_damaged_result_is_named(tmp_path, damage, sentence):
     made = world(tmp_path)
     damage(tmp_path / made[0].drawings[STUDY, "kl"].entries[1].step.directory / "kl.parquet")
-    made[0].describe(STUDY, "kl")
+    describe(made[0], STUDY, "kl")
     with pytest.raises(UserError, match=sentence):
         render(recipe_of(made, "kl"))
     assert not list((tmp_path / "results" / "figures").rglob("*.png"))

@@ -17,7 +17,7 @@ from scalpel.report import setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
-from tests.synthetic import STUDY
+from tests.synthetic import STUDY, describe
 from tests.test_exhibits import MY_TABLE, world
 
 SMALL = {"dpi": 50, "width_inches": 6, "height_inches": 4}
@@ -35,7 +35,7 @@ def build(made) -> str:
     """The page's text, after all exhibits are made."""
     plan, root = made
     for owner, name in plan.drawings:
-        plan.describe(owner, name)
+        describe(plan, owner, name)
     for (_, name), planned in plan.drawings.items():
         if name != "report":
             render(root / planned.recipe_path)

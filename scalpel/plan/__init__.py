@@ -1,7 +1,6 @@
 """Config -> every result with its recipe, digest, directory, inputs and gates. The Snakefile looks things up here.
 
-Nothing here imports torch or writes, `Plan.freeze` and `Plan.describe` aside, which the Snakefile calls when a run
-starts.
+Nothing here imports torch or writes, `Plan.freeze` aside, which the Snakefile calls when a run starts.
 """
 
 from __future__ import annotations
@@ -173,14 +172,12 @@ class Plan:
             write_atomically(frozen, text + "\n")
         for step in self.steps.values():
             freeze_recipe(step, self.root)
+        for drawing in self.drawings.values():
+            path = self.root / drawing.draft_path
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, json.dumps(drawing.frozen(), indent=1, ensure_ascii=False) + "\n")
         return frozen.resolve()
-
-    def describe(self, study: str, exhibit: str) -> None:
-        """Write the recipe file of an exhibit or a report."""
-        drawing = self.drawings[study, exhibit]
-        path = self.root / drawing.recipe_path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(drawing.frozen(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _described(spec: RunSpec) -> dict:

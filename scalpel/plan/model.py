@@ -96,6 +96,11 @@ class Drawing:
         return f"results/{self.folder}/{self.study}/recipes/{self.name}-{self.digest}.json"
 
     @property
+    def draft_path(self) -> str:
+        """Where the recipe is written when a run starts; the rule `describe` copies it from there."""
+        return f"results/configs/exhibits/{self.study}.{self.name}-{self.digest}.json"
+
+    @property
     def manifests(self) -> list[str]:
         steps = {step.digest: step for entry in self.entries for step in (entry.step, *entry.chain)}
         return [step.manifest for step in steps.values()]
