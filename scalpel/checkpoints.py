@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
 
 
@@ -17,7 +18,7 @@ class Checkpoint(NamedTuple):
 
 def checkpoints(run: Path) -> list[Checkpoint]:
     """All checkpoints of a finished run, in order; UserError when the list is damaged."""
-    path = run / "checkpoints.json"
+    path = checked(run / "checkpoints.json")
     try:
         return [Checkpoint(item["index"], item["step"], run / item["path"]) for item in json.loads(path.read_text())]
     except (OSError, json.JSONDecodeError, KeyError, TypeError):

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from scalpel.artifact import checking
 from scalpel.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # as recipes name them
@@ -40,7 +41,8 @@ def load_model(directory: Path, dtype: str = "auto", device: torch.device | str 
     from transformers import AutoModelForCausalLM
 
     with _refusals(directory), _quiet():
-        weight_files(directory)
+        for file in (directory / "config.json", *weight_files(directory)):
+            checking.checked(file)
         model, info = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=DTYPES.get(dtype, dtype),
@@ -131,6 +133,8 @@ def check_weights(directory: Path, model) -> None:
 
     with _refusals(directory), _quiet():
         files = weight_files(directory)
+        for file in (directory / "config.json", *files):
+            checking.checked(file)
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         mine, other = (
             {field: value for field, value in c.to_dict().items() if field not in ASIDE} for c in (model.config, config)

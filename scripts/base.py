@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scalpel.artifact.checking import checked_folder
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 from scalpel.config.models import ToyModelRecipe
@@ -15,11 +16,13 @@ def produce(job: Job) -> None:
         from scalpel.toy.model import train_base
 
         recipe = ToyModelRecipe.of_identity({key: value for key, value in job.recipe.items() if key not in FORM})
+        job.file("toy", "pretraining.parquet")
         train_base(recipe, job.inputs["toy"], job.directory, job.settings["threads"], template, edits)
     else:
         from scalpel.base_model import import_model
 
-        source = job.inputs["fetch"] / "files" if "fetch" in job.inputs else Path(job.settings["path"])
+        fetched = "fetch" in job.inputs
+        source = checked_folder(job.inputs["fetch"] / "files") if fetched else Path(job.settings["path"])
         import_model(source, job.directory / "model", template, edits, job.recipe.get("files"))
 
 

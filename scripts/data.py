@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scalpel.artifact.checking import checked
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 from scalpel.config.data import FilterRecipe
@@ -13,13 +14,13 @@ def produce(job: Job) -> None:
 
     source = job.recipe["source"]
     if source["kind"] == "toy":
-        files = [job.inputs["toy"] / "rows.parquet"]
+        files = [job.file("toy", "rows.parquet")]
     elif source["kind"] == "hub":
-        files = sorted((job.inputs["fetch"] / "files").rglob("*.parquet"))
+        files = [checked(path) for path in sorted((job.inputs["fetch"] / "files").rglob("*.parquet"))]
     else:
         files = [Path(job.settings["path"])]
     rows = open_rows(files, source.get("columns", {}), source.get("constants", {}), source.get("boxed_answer_of"))
-    guarded = [directory / "text.parquet" for directory in job.inputs_of("questions").values()]
+    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
     recipe = FilterRecipe.of_identity(job.recipe["filter"])
     filter_rows(rows, recipe, job.inputs["base"] / "model", guarded, job.directory)
 

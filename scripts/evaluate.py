@@ -1,5 +1,6 @@
 """Evaluate checkpoints on a group of benchmarks: python -m scripts.evaluate results/evaluate/<run>.<group>-<digest>"""
 
+from scalpel.artifact.checking import checked_folder
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 from scalpel.checkpoints import checkpoints
@@ -16,7 +17,8 @@ def produce(job: Job) -> None:
         models = [(0, job.inputs["base"] / "model")]
     recipe = EvaluationRecipe.of_identity({key: value for key, value in job.recipe.items() if key != "checkpoints"})
     settings = EvaluationSettings.model_validate(job.settings)
-    evaluate(models, job.inputs_of("questions"), recipe, settings, job.directory)
+    sets = {name: checked_folder(directory) for name, directory in job.inputs_of("questions").items()}
+    evaluate(models, sets, recipe, settings, job.directory)
 
 
 if __name__ == "__main__":

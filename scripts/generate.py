@@ -12,7 +12,7 @@ def produce(job: Job) -> None:
 
     recipe = GenerateRecipe.of_identity({key: value for key, value in job.recipe.items() if key != "seed"})
     settings = EvaluationSettings.model_validate(job.settings)
-    rows = job.inputs["data"] / "kept.parquet"
+    rows = job.file("data", "kept.parquet")
     generate(
         rows, last_model(job.inputs), job.inputs["base"] / "model", recipe, job.recipe["seed"], settings, job.directory
     )

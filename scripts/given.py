@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scalpel.artifact.checking import checked_folder
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 
@@ -9,7 +10,7 @@ from scalpel.artifact.stage import run_stage
 def produce(job: Job) -> None:
     from scalpel.given_import import take_in
 
-    fetched = {int(step): directory / "files" for step, directory in job.inputs_of("fetch").items()}
+    fetched = {int(step): checked_folder(directory / "files") for step, directory in job.inputs_of("fetch").items()}
     sources = fetched or {int(step): Path(path) for step, path in job.settings["paths"].items()}
     take_in(sources, job.inputs["base"] / "model", job.recipe, job.directory, job.settings.get("output"))
 

@@ -12,7 +12,7 @@ def produce(job: Job) -> None:
     kl(
         reference(job.inputs),
         [(c.step, c.path) for c in checkpoints(job.inputs["checkpoints"])],
-        job.inputs["questions"] / "questions.parquet",
+        job.file("questions", "questions.parquet"),
         KLRecipe.of_identity(job.recipe),
         KLSettings.model_validate(job.settings),
         job.directory,

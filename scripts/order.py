@@ -8,7 +8,7 @@ from scalpel.config.data import OrderRecipe
 def produce(job: Job) -> None:
     from scalpel.data.order import write_order
 
-    write_order(job.inputs["data"] / "kept.parquet", OrderRecipe.of_identity(job.recipe), job.directory)
+    write_order(job.file("data", "kept.parquet"), OrderRecipe.of_identity(job.recipe), job.directory)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from scalpel.config.analysis import TraceRecipe, TraceSettings
 def produce(job: Job) -> None:
     from scalpel.analysis.trace import trace
 
-    facts = job.inputs["questions"] / "questions.parquet"
+    facts = job.file("questions", "questions.parquet")
     trace(
         last_model(job.inputs), facts, TraceRecipe.of_identity(job.recipe),
         TraceSettings.model_validate(job.settings), job.directory,

@@ -1,7 +1,9 @@
 """Train one run, or resume it: python -m scripts.train results/train/<run>-<digest>"""
 
+from scalpel.artifact.checking import checked_folder
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
+from scalpel.checkpoints import last_model
 from scalpel.config.training import TrainSettings
 from scalpel.methods import METHODS
 
@@ -16,6 +18,10 @@ def produce(job: Job) -> None:
     else:
         from scalpel.launch.supervise import supervise
 
+        for folder in (job.inputs["base"] / "model", last_model(job.inputs, "start")):
+            checked_folder(folder)  # once, and not by every rank
+        for role, name in (("data", "kept.parquet"), ("order", "order.parquet")):
+            job.file(role, name)
         supervise(job, settings, method.samples)
 
 

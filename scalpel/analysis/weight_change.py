@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from scalpel.artifact.checking import checked
 from scalpel.config.training import PROJECTIONS
 from scalpel.errors import UserError
 from scalpel.progress import track
@@ -178,7 +179,7 @@ def open_tensors(directory: Path, stack: ExitStack) -> dict[str, Stored]:
 def _open_file(path: Path, stack: ExitStack) -> dict[str, Stored]:
     """Tensors of one safetensors file: 8 bytes header length, JSON header, data."""
     try:
-        file = stack.enter_context(path.open("rb", buffering=0))
+        file = stack.enter_context(checked(path).open("rb", buffering=0))
     except OSError:
         raise UserError(f"{path} cannot be read; it is missing or the run that writes it is not finished.") from None
     size = os.fstat(file.fileno()).st_size

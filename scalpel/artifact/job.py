@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalpel.artifact.checking import checked
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json
 from scalpel.artifact.identity import digest_of
 from scalpel.errors import UserError
@@ -28,6 +29,10 @@ class Job:
     inputs: dict[str, Path]
     gates: dict[str, Path]
     settings: dict
+
+    def file(self, role: str, *name: str) -> Path:
+        """A file of an input, hashed against the input's manifest first."""
+        return checked(self.inputs[role].joinpath(*name))
 
     def inputs_of(self, kind: str) -> dict[str, Path]:
         """The inputs whose role is ``<kind>/...``, keyed by what follows the slash."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,6 +29,7 @@ SYSTEM_PROMPT = (  # of scalpel_vs_hammer
     "with the answer. Respond in the following format: <think>\n...\n</think>\n<answer>\n...\n</answer>"
 )
 THINK = "<think>\n"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 def template_text(name: str, where: str = "chat_template") -> str | None:
@@ -63,6 +65,9 @@ def load_tokenizer(directory: Path):
     directory = Path(directory)
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} holds no tokenizer.json; point `models` at a saved model with its tokenizer.")
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            checked(directory / name)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise UserError(

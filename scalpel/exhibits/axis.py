@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalpel.artifact.checking import checked
 from scalpel.artifact.files import RECIPE, read_json
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
-from scalpel.exhibits.files import checked, table
+from scalpel.exhibits.files import table
 
 if TYPE_CHECKING:
     from scalpel.exhibits.results import Result

@@ -6,24 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalpel.artifact.files import MANIFEST, read_json
-from scalpel.artifact.identity import sha256_file
+from scalpel.artifact.checking import checked
 from scalpel.config.load import nearest
 from scalpel.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def checked(path: Path) -> Path:
-    """`path`, if it is as its result's manifest says; UserError otherwise."""
-    again = f"delete {path.parent} and run snakemake again."
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {again}")
-    listed = read_json(path.parent / MANIFEST).get("files", {}).get(path.name, {})
-    if listed.get("sha256") != sha256_file(path):
-        raise UserError(f"{path} is not what its manifest says, so it is damaged or was edited; {again}")
-    return path
 
 
 def table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:

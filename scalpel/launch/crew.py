@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from scalpel.artifact.checking import CHECKED
 from scalpel.artifact.files import ROOT
 from scalpel.launch import slurm
 
@@ -57,7 +58,7 @@ class Crew:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=mine | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+            env=mine | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", CHECKED: "1"} | environment,
             start_new_session=True,
         )
         listener = threading.Thread(target=relay, args=(name, process.stdout), daemon=True, name=name)

@@ -24,14 +24,14 @@ def train_job(job: Job, settings: TrainSettings) -> None:
     if "layers" in job.inputs:
         from scalpel.analysis.trace import layers_above
 
-        layers = layers_above(job.inputs["layers"] / "aie.parquet", trainable.freeze_mlp_above)
+        layers = layers_above(job.file("layers", "aie.parquet"), trainable.freeze_mlp_above)
         trainable = Trainable(freeze_mlp_layers=tuple(layers))
     run = TrainingRun(
         recipe=recipe,
         base=job.inputs["base"] / "model",
         start=last_model(job.inputs, "start"),
-        kept=job.inputs["data"] / "kept.parquet",
-        order=job.inputs["order"] / "order.parquet",
+        kept=job.file("data", "kept.parquet"),
+        order=job.file("order", "order.parquet"),
         seed=read_json(job.inputs["order"] / RECIPE)["recipe"]["seed"],
         trainable=trainable,
         out=job.directory,

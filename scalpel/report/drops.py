@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
-from scalpel.exhibits.files import checked
 from scalpel.report.tables import Column, Table
 
 
