@@ -10,7 +10,7 @@ from scalpel.artifact import sha256_file
 from scalpel.base_model import import_model
 from scalpel.chat import TEMPLATE, load_tokenizer
 from scalpel.errors import UserError
-from scalpel.evaluation import prepare
+from scalpel.evaluation.questions import prepare
 from scalpel.fetch import to_parquet
 
 
@@ -52,8 +52,8 @@ def test_hub_jsonl_becomes_what_prepare_reads(tmp_path):
     ]
     path = tmp_path / "ifeval.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare({"ifeval": to_parquet(path)}, tmp_path)
-    read = pq.read_table(tmp_path / "ifeval.parquet").to_pylist()
+    prepare({"format": "ifeval"}, {"questions": to_parquet(path)}, tmp_path)
+    read = pq.read_table(tmp_path / "questions.parquet").to_pylist()
     assert [json.loads(row["kwargs__json"]) for row in read] == [row["kwargs"] for row in rows]
 
 
@@ -61,5 +61,5 @@ def test_hub_csv_becomes_parquet(tmp_path):
     path = tmp_path / "gpqa.csv"
     columns = ["Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"]
     path.write_text(",".join(columns) + '\n"Why, then?",a,b,c,d\n')
-    prepare({"gpqa_diamond": to_parquet(path)}, tmp_path)
-    assert pq.read_table(tmp_path / "gpqa_diamond.parquet").to_pylist()[0]["Question"] == "Why, then?"
+    prepare({"format": "gpqa"}, {"questions": to_parquet(path)}, tmp_path)
+    assert pq.read_table(tmp_path / "questions.parquet").to_pylist()[0]["Question"] == "Why, then?"
