@@ -4,80 +4,91 @@ PYTHON ?= python3
 VENV := .venv
 CORES ?= 2
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
-# Which environment lies in $(VENV): what is renewed when its lock changes.
-KIND := $(or $(shell cat $(READY) 2>/dev/null),laptop)
-LOCKS_laptop := envs/torch.lock envs/laptop.lock
+# What lies in $(VENV): its kind, and a hash of the locks it was made from. Renewed when these change, whatever the clock says.
+STAMP := $(VENV)/.made_of
+KIND := $(or $(word 1,$(shell cat $(STAMP) 2>/dev/null)),laptop)
+LOCKS_laptop := envs/torch.lock envs/laptop.lock envs/gpu.lock
 LOCKS_gpu := envs/gpu.lock
+HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
-.PHONY: help setup setup-laptop setup-gpu demo test test-slurm check preflight fetch verify status lock clean
+.PHONY: help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify status lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
 	@echo "make test         formatting, unit tests, dry-runs of every scale, one small complete run"
+	@echo "make test-slow    what takes longer: campaigns of kills and damage, throw-away environments"
 	@echo "make test-slurm   the SLURM path on a throw-away cluster on this machine (Debian, as root)"
 	@echo "make setup-gpu    the environment of envs/gpu.lock (CUDA, vLLM) in place of the laptop's"
 	@echo "make preflight    whether the plan can run here and what it costs; SCALE=cluster for another scale"
 	@echo "make fetch        on a node with network: everything SCALE (default cluster) takes from the hub"
+	@echo "make resolve      on a node with network: hub branches of given runs to commits (revisions.yaml)"
 	@echo "make status       which results are finished, missing, or made by other code"
 	@echo "make verify       re-hash every result and name what is missing, altered or truncated"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
-setup: $(READY)
+setup:
+	@[ "$$(cat $(STAMP) 2>/dev/null)" = "$(KIND) $(call HASH,$(KIND))" ] || $(MAKE) --no-print-directory setup-$(KIND)
 
-$(READY): $(LOCKS_$(KIND))
-	@$(MAKE) --no-print-directory setup-$(KIND)
-
+# setuptools first: it builds the few packages without wheels, so that nothing comes unhashed.
 setup-laptop:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@rm -f $(STAMP)
 	$(PYTHON) -m venv $(VENV)
 	@# pip decides which build of torch it gets (its settings may name an index of CPU builds); its hash must be listed.
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/torch torch==2.13.0
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-index --find-links $(VENV)/torch -r envs/torch.lock
+	$(PIP) --no-index --find-links $(VENV)/torch -r envs/torch.lock
 	@rm -r $(VENV)/torch
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r envs/laptop.lock
-	@# Nothing to do for a CPU build; a CUDA build brings its own libraries.
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	@echo laptop > $(READY)
+	$(BIN)/python -m scripts.locked envs/laptop.lock setuptools > $(VENV)/first.lock
+	$(PIP) -r $(VENV)/first.lock
+	$(PIP) --no-build-isolation -r envs/laptop.lock
+	@# What a CUDA build of torch brings; nothing for a CPU build.
+	$(BIN)/python -m scripts.locked envs/gpu.lock --cuda-of-torch > $(VENV)/cuda.lock
+	@[ ! -s $(VENV)/cuda.lock ] || $(PIP) -r $(VENV)/cuda.lock
+	@echo "laptop $(call HASH,laptop)" > $(STAMP)
 
-# For nodes with GPUs. setuptools first: it builds the few packages without wheels, so that nothing comes unhashed.
 setup-gpu:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "error: envs/gpu.lock is for Python 3.11, $(PYTHON) is another: make setup-gpu PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	sed -n '/^setuptools==/,/[^\\]$$/p' envs/gpu.lock > $(VENV)/setuptools.lock
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/setuptools.lock
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation -r envs/gpu.lock
-	@echo gpu > $(READY)
+	$(BIN)/python -m scripts.locked envs/gpu.lock setuptools > $(VENV)/first.lock
+	$(PIP) -r $(VENV)/first.lock
+	$(PIP) --no-build-isolation -r envs/gpu.lock
+	@echo "gpu $(call HASH,gpu)" > $(STAMP)
 
-demo: $(READY)
+demo: setup
 	$(SNAKEMAKE)
 	@echo "Open results/report/scalpel_vs_hammer/index.html"
 
-test: $(READY) check
+test: setup check
 	$(BIN)/python -m pytest -q
 
-test-slurm: $(READY)
+test-slow: setup
+	$(BIN)/python -m pytest -q -m campaign --durations=0 --durations-min=5
+
+test-slurm: setup
 	$(BIN)/python -m pytest -q -m slurm tests/slurm --durations=0 --durations-min=5
 
-check: $(READY)
+check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 
-preflight: $(READY)
+preflight: setup
 	@$(BIN)/python -m scripts.preflight $(if $(SCALE),--scale $(SCALE))
 
-fetch: $(READY)
+fetch: setup
 	$(SNAKEMAKE) --until fetch --config scale=$(or $(SCALE),cluster)
 
-verify: $(READY)
-	@$(BIN)/python -m scripts.verify
+resolve: setup
+	@$(BIN)/python -m scripts.resolve
 
-status: $(READY)
-	@$(BIN)/python -m scripts.status
+# These two look and never install anything.
+verify status:
+	@[ -x $(BIN)/python ] || { echo "error: there is no environment yet; run make setup" >&2; exit 2; }
+	@$(BIN)/python -m scripts.$@
 
 lock:
 	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock

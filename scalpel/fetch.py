@@ -33,7 +33,20 @@ def fetch(recipe: dict, out: Path) -> None:
             if path.suffix in (".jsonl", ".csv"):
                 to_parquet(path)
         if not any(out.rglob("*.parquet")):
-            raise UserError(f"{repo}@{revision[:8]} holds no file matching {', '.join(patterns)}; mend `files`.")
+            raise UserError(f"{repo}@{revision[:8]} holds no file matching {', '.join(patterns)}; correct `files`.")
+
+
+def branch_commits(repo: str) -> dict[str, str]:
+    """Branch -> commit hash of a model repository; UserError when the hub does not answer."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo).branches}
+    except (HfHubHTTPError, ConnectionError, OSError) as error:
+        raise UserError(
+            f"{repo}: its branches could not be listed ({type(error).__name__}); check the network and the name."
+        ) from error
 
 
 def to_parquet(path: Path) -> Path:

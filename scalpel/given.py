@@ -8,10 +8,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
+from scalpel.artifact.files import write_atomically
 from scalpel.config.load import read_yaml
+from scalpel.config.models import HubCheckpoints
+from scalpel.config.study import Config
 from scalpel.errors import UserError
 
 REVISIONS = "revisions.yaml"  # beside config.yaml: "<repo>@<branch>" -> commit hash, written by make resolve
+COMMIT = re.compile(r"[0-9a-f]{40}")
 LAYOUTS = (  # how a directory for one step is called, and where the model lies in it
     (re.compile(r"checkpoint-(\d+)"), ("",)),  # transformers, TRL
     (re.compile(r"global_step_?(\d+)"), ("actor/huggingface", "huggingface", "actor", "")),  # verl
@@ -39,8 +45,8 @@ def find_checkpoints(path: Path, where: str) -> dict[int, Path]:
     if (path / "config.json").is_file():
         return {1: path}
     raise UserError(
-        f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) directories "
-        "nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
+        f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) "
+        "directories nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
     )
 
 
@@ -70,12 +76,28 @@ def read_revisions(root: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in read_yaml(path).items()} if path.is_file() else {}
 
 
+def write_revisions(root: Path, revisions: dict[str, str]) -> None:
+    """Write revisions.yaml."""
+    write_atomically(root / REVISIONS, yaml.safe_dump(revisions, sort_keys=True))
+
+
+def branches(config: Config) -> dict[str, list[str]]:
+    """Repository -> the branches that given runs of the config name."""
+    found: dict[str, list[str]] = {}
+    for study in config.studies.values():
+        for run in study.runs.values():
+            if isinstance(run.given, HubCheckpoints):
+                names = [b for b in run.given.checkpoints.values() if not COMMIT.fullmatch(b)]
+                found.setdefault(run.given.repo, []).extend(names)
+    return found
+
+
 def resolved(repo: str, branch: str, revisions: dict[str, str], where: str) -> str:
     """The commit of a branch; UserError that says how to resolve it when it is not known yet."""
-    if re.fullmatch(r"[0-9a-f]{40}", branch):
+    if COMMIT.fullmatch(branch):
         return branch
     commit = revisions.get(f"{repo}@{branch}", "")
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+    if not COMMIT.fullmatch(commit):
         raise UserError(
             f"{where}: branch {branch!r} of {repo} is not resolved to a commit yet; run `make resolve` on a node with "
             f"network, which writes {REVISIONS}."

@@ -31,6 +31,7 @@ STAGES: dict[str, Stage] = {
     "order": Stage(1),  # in which order they are asked
     "generate": Stage(1, resumable=True, cost="generate"),  # a model's own answers to them
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
+    "audit": Stage(1, cost="audit"),  # probes of the installed stack: a gate of training runs, no input of theirs
     "train": Stage(1, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(1),  # checkpoints made elsewhere
     "evaluate": Stage(1, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints

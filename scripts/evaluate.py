@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on one group of benchmarks: python -m scripts.evaluate results/evaluate/<run>.<group>-<digest>"""
+"""Evaluate checkpoints on a group of benchmarks: python -m scripts.evaluate results/evaluate/<run>.<group>-<digest>"""
 
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage

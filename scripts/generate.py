@@ -1,4 +1,4 @@
-"""A model's own answers to the kept questions, verified: python -m scripts.generate results/generate/<model>.s<seed>-<digest>"""
+"""A model's own verified answers: python -m scripts.generate results/generate/<model>.s<seed>-<digest>"""
 
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
@@ -13,7 +13,9 @@ def produce(job: Job) -> None:
     recipe = GenerateRecipe.of_identity({key: value for key, value in job.recipe.items() if key != "seed"})
     settings = EvaluationSettings.model_validate(job.settings)
     rows = job.inputs["data"] / "kept.parquet"
-    generate(rows, last_model(job.inputs), job.inputs["base"] / "model", recipe, job.recipe["seed"], settings, job.directory)
+    generate(
+        rows, last_model(job.inputs), job.inputs["base"] / "model", recipe, job.recipe["seed"], settings, job.directory
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""KL(reference || checkpoint) for every checkpoint of a run: python -m scripts.kl results/kl/<run>.<measure>-<digest>"""
+"""KL(reference || checkpoint) of a run's checkpoints: python -m scripts.kl results/kl/<run>.<measure>-<digest>"""
 
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage

@@ -9,14 +9,15 @@ import sys
 import textwrap
 from pathlib import Path
 
-import yaml
-
 from scalpel.artifact.files import ROOT
-from scalpel.config import Site, load, load_site
-from scalpel.cost import estimate, render, shape_of
+from scalpel.config.load import load, read_yaml
+from scalpel.config.site import Site, load_site
+from scalpel.cost.estimate import estimate
+from scalpel.cost.render import render
 from scalpel.errors import UserError
 from scalpel.plan import Plan
-from scalpel.preflight import ERROR, OK, WARNING, Finding, findings
+from scalpel.preflight import findings
+from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
 
 
 def main() -> int:
@@ -36,14 +37,14 @@ def main() -> int:
 
     plan, cost, site = None, None, Site()
     try:
-        raw = yaml.safe_load(Path("config.yaml").read_text()) or {} if Path("config.yaml").is_file() else {}
+        raw = read_yaml(Path("config.yaml")) if Path("config.yaml").is_file() else {}
         raw |= {"scale": options.scale} if options.scale else {}
         plan = Plan(load(raw, ROOT / "workflow"), ROOT / "workflow")
         show(Finding("plan", OK, f"Scale {plan.config.scale_name}: {' '.join(plan.config.scale.description.split())}"))
     except UserError as error:
         show(Finding("plan", ERROR, str(error)))
     if plan:
-        for name, work in (("cost", lambda: estimate(plan, *shape_of(plan))),
+        for name, work in (("cost", lambda: estimate(plan)),
                            ("site", lambda: load_site(ROOT / "slurm" / "site.yaml", os.environ))):  # fmt: skip
             try:
                 cost, site = (work(), site) if name == "cost" else (cost, work())

@@ -1,16 +1,16 @@
 """Which results are finished, which are missing, and which were made by other code: python -m scripts.status
 
 Drift is shown, never acted on: a result made by older code stands until its directory is deleted or its
-stage's version is raised in scalpel/plan.py.
+stage's version is raised in scalpel/stages.py.
 """
 
 import sys
 from pathlib import Path
 
-import yaml
-
-from scalpel.artifact import LEASE, MANIFEST, PROVENANCE, ROOT, circumstances, read_json
-from scalpel.config import load
+from scalpel.artifact.files import MANIFEST, PROVENANCE, ROOT, read_json
+from scalpel.artifact.lease import holders
+from scalpel.artifact.provenance import circumstances
+from scalpel.config.load import load, read_yaml
 from scalpel.errors import UserError
 from scalpel.plan import Plan
 
@@ -27,7 +27,7 @@ def changed_fields(old: object, new: object, where: str = "") -> list[str]:
 
 def main() -> int:
     root = Path(".")
-    plan = Plan(load(yaml.safe_load(Path("config.yaml").read_text()) or {}, ROOT / "workflow"), ROOT / "workflow", root)
+    plan = Plan(load(read_yaml(root / "config.yaml"), ROOT / "workflow"), ROOT / "workflow", root)
     now = circumstances()
     rows = []
     for step in plan.steps.values():
@@ -38,7 +38,7 @@ def main() -> int:
             drift += changed_fields(made.get("packages", {}), now["packages"], "package")
             rows.append(("finished", step, "; ".join(drift)))
             continue
-        state = "running" if (directory / LEASE).exists() else "missing"
+        state = "running" if holders(directory) else "missing"
         others = sorted(directory.parent.glob(f"{step.name}-*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
         difference = ""
         if others:

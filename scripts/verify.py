@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from scalpel.artifact import MANIFEST, problems
+from scalpel.artifact.files import MANIFEST
+from scalpel.artifact.manifest import problems
 from scalpel.errors import UserError
 
 

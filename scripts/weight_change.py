@@ -1,4 +1,4 @@
-"""Relative weight change of every checkpoint of a run: python -m scripts.weight_change results/weight_change/<run>-<digest>"""
+"""Relative weight change of checkpoints: python -m scripts.weight_change results/weight_change/<run>-<digest>"""
 
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage

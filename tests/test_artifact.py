@@ -1,18 +1,18 @@
-"""Identity, atomicity, lease and verification of results."""
+"""Identity, atomicity and verification of results."""
 
 import errno
 import json
 import math
-import multiprocessing
-import os
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalpel import artifact
-from scalpel.artifact import Step, canonical, digest_of, freeze, lease, manifest_files, open_job, problems, producing
+from scalpel.artifact.identity import canonical, digest_of, sha256_file
+from scalpel.artifact.job import open_job
+from scalpel.artifact.manifest import contents, problems
+from scalpel.artifact.stage import making
+from scalpel.artifact.step import Step, freeze_recipe
 from scalpel.errors import UserError
 
 JSON = st.recursive(
@@ -55,18 +55,18 @@ GOLDEN = "d9471fba4e17"
 
 def small(root, **recipe) -> Step:
     step = Step("order", "order", 1, recipe or {"seed": 1})
-    freeze(step, root)
+    freeze_recipe(step, root)
     return step
 
 
 def test_result_is_made_once_and_verified(tmp_path):
     directory = tmp_path / small(tmp_path).directory
-    with producing(directory) as job:
+    with making(directory) as job:
         (directory / "sub").mkdir()
         (directory / "sub" / "a.txt").write_text("hello")
         assert job.recipe == {"seed": 1}
     manifest = json.loads((directory / "manifest.json").read_text())
-    assert manifest["files"] == {"sub/a.txt": {"bytes": 5, "sha256": artifact.sha256_file(directory / "sub/a.txt")}}
+    assert manifest["files"] == {"sub/a.txt": {"bytes": 5, "sha256": sha256_file(directory / "sub/a.txt")}}
     assert problems(directory) == []
     (directory / "sub" / "a.txt").write_text("hell")
     assert "truncated" in problems(directory)[0]
@@ -78,19 +78,19 @@ def test_result_is_made_once_and_verified(tmp_path):
     assert any("missing" in line for line in problems(directory))
 
 
-def test_failed_stage_leaves_no_manifest_and_no_lease(tmp_path):
+def test_failed_stage_leaves_no_manifest(tmp_path):
     directory = tmp_path / small(tmp_path).directory
-    with pytest.raises(ValueError), producing(directory):
+    with pytest.raises(ValueError), making(directory):
         (directory / "half.txt").write_text("half")
         raise ValueError
-    assert not (directory / "manifest.json").exists() and not (directory / "lease.json").exists()
-    with producing(directory):
+    assert not (directory / "manifest.json").exists()
+    with making(directory):
         assert not (directory / "half.txt").exists()
 
 
 def test_full_disk_is_one_sentence(tmp_path):
     directory = tmp_path / small(tmp_path).directory
-    with pytest.raises(UserError, match="No space left"), producing(directory):
+    with pytest.raises(UserError, match="No space left"), making(directory):
         raise OSError(errno.ENOSPC, "No space left on device", "x.safetensors")
     assert not (directory / "manifest.json").exists()
 
@@ -115,48 +115,33 @@ def test_recipe_of_another_digest_is_refused(tmp_path):
 def test_unfinished_input_is_named(tmp_path):
     first = small(tmp_path)
     second = Step("train", "grpo", 1, {}, {"order": first})
-    freeze(second, tmp_path)
+    freeze_recipe(second, tmp_path)
     with pytest.raises(UserError, match="needs order"):
         open_job(tmp_path / second.directory)
+    gated = Step("train", "sft", 1, {}, gates={"audit": first})
+    freeze_recipe(gated, tmp_path)
+    with pytest.raises(UserError, match="needs audit"):
+        open_job(tmp_path / gated.directory)
 
 
-def hold(directory, ready, done):
-    with lease(directory):
-        ready.set()
-        done.wait(20)
-
-
-def test_second_start_is_refused_and_a_dead_one_taken_over(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=hold, args=(tmp_path, ready, done))
-    holder.start()
-    assert ready.wait(20)
-    with pytest.raises(UserError, match=f"being made by process {holder.pid}"), lease(tmp_path):
-        pass
-    holder.kill()
-    holder.join()
-    with lease(tmp_path):
-        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
-    assert not (tmp_path / "lease.json").exists()
-
-
-def test_lease_of_another_host_counts_until_its_heartbeat_stops(tmp_path):
-    path = tmp_path / "lease.json"
-    path.write_text(json.dumps({"host": "gpu7", "pid": 1, "started": "1", "job": "4711", "token": "x"}))
-    with pytest.raises(UserError, match="SLURM job 4711"), lease(tmp_path):
-        pass
-    old = time.time() - artifact.STALE_SECONDS - 1
-    os.utime(path, (old, old))
-    with lease(tmp_path):
-        pass
+def test_what_a_killed_process_left_is_no_part_of_a_result(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    for name in (".provenance.json.0a1b2c3d", ".manifest.json.0a1b2c3d"):
+        (directory / name).write_text("half")
+    with making(directory):
+        (directory / "a").write_text("a")
+        (directory / ".finished.json.0a1b2c3d").write_text("half")  # of a process that still runs
+    assert list(json.loads((directory / "manifest.json").read_text())["files"]) == ["a"]
+    assert not (directory / ".provenance.json.0a1b2c3d").exists() and problems(directory) == []
 
 
 def test_state_is_no_part_of_a_result(tmp_path):
-    directory = tmp_path / small(tmp_path).directory
-    with producing(directory, resumable=True):
+    step = Step("train", "grpo", 1, {})
+    freeze_recipe(step, tmp_path)
+    directory = tmp_path / step.directory
+    with making(directory):
         (directory / "state").mkdir()
         (directory / "state" / "optimizer").write_text("x")
         (directory / "kept").write_text("y")
-        assert list(manifest_files(directory)) == ["kept"]
+        assert list(contents(directory)) == ["kept"]
     assert not (directory / "state").exists() and problems(directory) == []

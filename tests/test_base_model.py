@@ -1,4 +1,4 @@
-"""Models and files that others made: copied, checked, and given the one chat template."""
+"""Models and files that others made: copied, checked, and given the named chat template."""
 
 import json
 
@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scalpel.artifact import sha256_file
+from scalpel.artifact.identity import sha256_file
 from scalpel.base_model import import_model
-from scalpel.chat import TEMPLATE, load_tokenizer
+from scalpel.chat import load_tokenizer, template_text
 from scalpel.errors import UserError
 from scalpel.evaluation.questions import prepare
 from scalpel.fetch import to_parquet
@@ -22,26 +22,28 @@ def copy(source, target, leave_out=()):
     return target
 
 
-def test_local_model_gets_the_one_template(tiny_base, tmp_path):
+def test_local_model_gets_the_named_template(tiny_base, tmp_path):
     source = copy(tiny_base, tmp_path / "source", ("generation_config.json",))
-    (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    with pytest.raises(UserError, match="another chat template"):
-        load_tokenizer(source)
-    import_model(source, tmp_path / "model", {"config.json": sha256_file(source / "config.json")})
-    assert load_tokenizer(tmp_path / "model").chat_template == TEMPLATE
+    own = "{{ messages[0]['content'] }}"
+    (source / "chat_template.jinja").write_text(own)
+    ours, hashes = template_text("scalpel_vs_hammer"), {"config.json": sha256_file(source / "config.json")}
+    import_model(source, tmp_path / "model", ours, {}, hashes)
+    assert load_tokenizer(tmp_path / "model").chat_template == ours
+    with pytest.raises(UserError, match="does not show what the assistant says"):
+        import_model(source, tmp_path / "own", None, {})
     assert sha256_file(tmp_path / "model" / "model.safetensors") == sha256_file(tiny_base / "model.safetensors")
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["do_sample"] is True
 
 
 def test_what_cannot_be_a_base_model_is_named(tiny_base, tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        import_model(tmp_path, tmp_path / "out")
+        import_model(tmp_path, tmp_path / "out", None, {})
     pickled = copy(tiny_base, tmp_path / "pickled", ("model.safetensors",))
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"holds no \.safetensors weights"):
-        import_model(pickled, tmp_path / "out")
+        import_model(pickled, tmp_path / "out", None, {})
     with pytest.raises(UserError, match="changed since the run was planned"):
-        import_model(tiny_base, tmp_path / "out", {"config.json": "0" * 64})
+        import_model(tiny_base, tmp_path / "out", None, {}, {"config.json": "0" * 64})
 
 
 def test_hub_jsonl_becomes_what_prepare_reads(tmp_path):

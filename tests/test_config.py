@@ -4,29 +4,53 @@ from pathlib import Path
 
 import pytest
 
-from scalpel.config import load
+from scalpel.config.load import freeze_config, load, read_yaml, thaw
 from scalpel.errors import UserError
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
+SFT = {"method": "sft", "epochs": 1}
 
 MISTAKES = [
     ({"scal": "x"}, "unknown key 'scal'; did you mean 'scale'?"),
     ({"scale": "lap"}, "no scale is called 'lap'; did you mean 'laptop'?"),
     ({"scale": 3}, "scale: input should be a valid string, not 3"),
-    ({"studies": ["scalpel_vs_hamer"]}, "did you mean 'scalpel_vs_hammer'?"),
-    ({"studies": []}, "name at least one"),
+    ({"studies": ["scalpel_vs_hamer"]}, "no study is called 'scalpel_vs_hamer'; did you mean 'scalpel_vs_hammer'?"),
+    ({"studies": []}, "studies: list should have at least 1 item"),
     ({"runs": {"grop": {}}}, "no run is called 'grop'; did you mean 'grpo'?"),
+    ({"runs": {"grop": {}}}, "workflow/studies/scalpel_vs_hammer.yaml"),
+    ({"runs": {"other/grpo": {}}}, "no study in use is called 'other'"),
     ({"runs": {"grpo": {"lerning_rate": 1}}}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
     ({"runs": {"grpo": {"steps": "x"}}}, "steps: input should be a valid integer"),
     ({"runs": {"grpo": {"steps": -1}}}, "greater than 0, not -1"),
+    ({"runs": {"grpo": {"steps": 10**12}}}, "less than or equal to 1000000000"),
+    ({"runs": {"grpo": {"seed": 7}}}, "give `seeds: [42]` beside `method`"),
+    ({"runs": {"grpo": {"seeds": []}}}, "seeds: tuple should have at least 1 item"),
+    ({"runs": {"grpo": {"seeds": [1, 1]}}}, "seeds names one twice"),
+    ({"runs": {"grpo": {"model": "olmo"}}}, "no model is called 'olmo'"),
+    ({"runs": {"grpo": {"given": {"kind": "local", "path": "x"}}}}, "give `method` for a run to be trained"),
+    ({"runs": {"mine": {"method": "sfd", "epochs": 1}}}, "method 'sfd' is not known; did you mean 'sft'?"),
+    ({"runs": {"sft_1ep": {"layers_from": "base"}}}, "`layers_from` and `trainable.freeze_mlp_above` go together"),
     ({"runs": {"sft_1ep": {"trainable": {"only": ["qproj"]}}}}, "'q_proj'"),
-    ({"overrides": {"methods": {"gpro": {}}}}, "unknown key 'methods.gpro'; did you mean 'grpo'?"),
-    ({"overrides": {"evaluation": {"tasks": {"mmul": {}}}}}, "did you mean 'mmlu'?"),
-    ({"overrides": {"model": {"toy": {"step": 3}}}}, "did you mean 'steps'?"),
-    ({"overrides": {"source": {"kind": "parket"}}}, "'parquet'"),
-    ({"overrides": {"source": {"kind": "hub", "repo": "a/b", "revision": "main", "files": ["x"]}}}, "revision"),
+    ({"runs": {"base": SFT}}, "names that begin with 'base' are the base models'"),
+    ({"runs": {"../evil": SFT}}, "'../evil' is no name"),
+    ({"runs": {"a b": SFT}}, "'a b' is no name"),
+    ({"overrides": {"evaluation": {"tasks": {"mmul": {}}}}}, "no question set is called 'mmul'; did you mean 'mmlu'?"),
+    ({"overrides": {"guard": ["mmul"]}}, "guard: no question set is called 'mmul'"),
+    ({"overrides": {"model": "olmo"}}, "model of study scalpel_vs_hammer: no model is called 'olmo'"),
+    ({"overrides": {"models": {"toy": {"toy": {"step": 3}}}}}, "did you mean 'steps'?"),
+    ({"overrides": {"models": {"toy": {"toy": {"vocab_size": 1}}}}}, "vocab_size: input should be greater than"),
+    ({"overrides": {"models": {"toy": {"toy": {"heads": 5}}}}}, "must be an even multiple of heads 5"),
+    ({"overrides": {"models": {"toy": {"toy": {"learning_rate": -1}}}}}, "input should be greater than 0"),
+    ({"overrides": {"datasets": {"toy": {"source": {"kind": "parket"}}}}}, "'parquet'"),
+    (
+        {"overrides": {"datasets": {"toy": {"source": {"kind": "hub", "repo": "a/b", "revision": "main"}}}}},
+        "revision",
+    ),
+    ({"overrides": {"questions": {"exam": {"fil": "x"}}}}, "give `file`, `lm_eval` or `kind: toy`"),
+    ({"overrides": {"questions": {"exam": {"file": "x", "forma": "math"}}}}, "did you mean 'format'?"),
+    ({"overrides": {"studies": {"scalpel_vs_hammer": {"runs": {"grop": {}}}}}}, "has no run 'grop'; did you mean"),
     ({"overrides": "no"}, "overrides: input should be a valid dictionary, not 'no'"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("raw", "sentence"), MISTAKES, ids=lambda value: str(value)[:40])
@@ -37,24 +61,68 @@ def test_mistake_is_one_sentence(raw, sentence):
 
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
-def test_scales_are_valid(scale):
+def test_scales_are_valid_and_survive_freezing(scale, tmp_path):
     config = load({"scale": scale}, WORKFLOW)
-    assert all(recipe.checkpoints == 20 for recipe in config.runs.values())
+    assert all(run.recipe.checkpoints == 20 for run in config.studies["scalpel_vs_hammer"].runs.values())
+    (tmp_path / "frozen.json").write_text(freeze_config(config))
+    assert thaw(tmp_path / "frozen.json") == config
 
 
 def test_cluster_recipes_are_the_authors():
-    runs = load({"scale": "cluster"}, WORKFLOW).runs
-    grpo, sft = runs["grpo"], runs["sft_3ep"]
+    runs = load({"scale": "cluster"}, WORKFLOW).studies["scalpel_vs_hammer"].runs
+    grpo, sft = runs["grpo"].recipe, runs["sft_3ep"].recipe
     assert (grpo.learning_rate, grpo.steps, grpo.generations, grpo.temperature) == (1e-6, 571, 28, 0.6)
     assert (grpo.max_completion_tokens, grpo.max_grad_norm, grpo.beta, grpo.loss_type) == (1500, 0.2, 0.0, "dr_grpo")
     assert grpo.questions_per_step * grpo.generations == sft.sequences_per_step == 16 * 4 * 7
     assert (sft.learning_rate, sft.schedule, sft.warmup, sft.epochs) == (5e-5, "constant_with_warmup", 0.1, 3)
+    assert runs["grpo"].seeds == (42,)
+
+
+def runs(raw: dict):
+    return load(raw, WORKFLOW).studies["scalpel_vs_hammer"].runs
 
 
 def test_a_run_may_be_given_in_steps_instead_of_epochs():
-    assert load({"runs": {"sft_1ep": {"steps": 40}}}, WORKFLOW).runs["sft_1ep"].epochs is None
+    assert runs({"runs": {"sft_1ep": {"steps": 40}}})["sft_1ep"].recipe.epochs is None
+
+
+def test_a_run_may_be_added_in_config_yaml():
+    found = runs({"runs": {"slow": {"method": "sft", "epochs": 1, "learning_rate": 1e-5, "seeds": [1, 2]}}})["slow"]
+    assert (found.recipe.learning_rate, found.seeds) == (1e-5, (1, 2))
 
 
 def test_an_override_of_another_kind_replaces_the_whole():
-    config = load({"overrides": {"source": {"kind": "parquet", "path": "x.parquet"}}}, WORKFLOW)
-    assert config.scale.source.kind == "parquet"
+    source = {"kind": "parquet", "path": "x.parquet"}
+    config = load({"overrides": {"datasets": {"toy": {"source": source}}}}, WORKFLOW)
+    assert config.scale.datasets["toy"].source.kind == "parquet"
+    questions = load({"overrides": {"questions": {"mmlu": {"file": "x.parquet"}}}}, WORKFLOW).scale.questions["mmlu"]
+    assert questions.kind == "files" and questions.file == Path("x.parquet")
+
+
+def test_an_override_may_take_a_task_away():
+    config = load({"overrides": {"evaluation": {"tasks": {"ifeval": None}}}}, WORKFLOW)
+    assert "ifeval" not in config.scale.evaluation.tasks
+
+
+def test_a_scale_gives_each_study_its_own_setting():
+    own = {"scalpel_vs_hammer": {"seeds": [1, 2], "methods": {"sft": {"learning_rate": 3e-4}}}}
+    config = load({"overrides": {"studies": own}}, WORKFLOW)
+    study = config.studies["scalpel_vs_hammer"]
+    assert study.runs["sft_1ep"].seeds == (1, 2) and study.runs["sft_1ep"].recipe.learning_rate == 3e-4
+    assert config.scale.seeds == (42,)
+
+
+def test_yaml_that_is_no_configuration(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1\nb: 2\na: 3\n")
+    with pytest.raises(UserError, match=r"key 'a' stands there twice in line 3"):
+        read_yaml(path)
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    path.write_text(bomb + "i: [" + ", ".join(["*h"] * 2000) + "]\n")
+    with pytest.raises(UserError, match="too many aliases"):
+        read_yaml(path)
+    path.write_text("- a list\n")
+    with pytest.raises(UserError, match="not a mapping"):
+        read_yaml(path)

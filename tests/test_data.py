@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalpel.chat import load_tokenizer, token_ids
-from scalpel.config import FilterRecipe, OrderRecipe
+from scalpel.config.data import FilterRecipe, OrderRecipe
 from scalpel.data.answers import Grader
 from scalpel.data.filter import Overlap, choose_trace, filter_rows
 from scalpel.data.order import write_order
@@ -36,7 +36,7 @@ def run(tmp_path, tiny_base, rows, recipe=RECIPE, questions=("What is the capita
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     opened = open_rows([tmp_path / "rows.parquet"], source.get("columns", {}), source.get("constants", {}), None)
-    filter_rows(opened, recipe, tiny_base, tmp_path / "questions.parquet", out)
+    filter_rows(opened, recipe, tiny_base, [tmp_path / "questions.parquet"], out)
     with open(out / "drops.csv") as file:
         drops = {line["reason"]: int(line["rows"]) for line in csv.DictReader(file)}
     return pq.read_table(out / "kept.parquet").to_pylist(), drops
@@ -206,13 +206,14 @@ def test_rendered_ids_are_the_authors(shared_data):
     """Real rows as the paper's authors rendered them, compared as text and as OLMo-2 token ids."""
     from transformers import PreTrainedTokenizerFast
 
-    from scalpel.chat import TEMPLATE, conversation
+    from scalpel.chat import conversation, template_text
 
     folder = shared_data / "olmo2_tokenizer"
     end, pad = "<|endoftext|>", "<|pad|>"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), bos_token=end, eos_token=end, pad_token=pad
     )
+    ours = template_text("scalpel_vs_hammer")
     theirs = (folder / "chat_template_paper1_training.jinja").read_text()
     messages = pq.read_table(shared_data / "openr1_math_real" / "default_row0_messages.parquet").to_pylist()[0][
         "messages"
@@ -226,10 +227,10 @@ def test_rendered_ids_are_the_authors(shared_data):
         prompt = turns[-1]["role"] == "user"
         texts = [
             tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, chat_template=template)
-            for template in (TEMPLATE, theirs)
+            for template in (ours, theirs)
         ]
         assert texts[0] == texts[1]
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = ours
     assert token_ids(tokenizer, question, trace)[-1] == 100257
 
 

@@ -1,27 +1,27 @@
-"""What Snakemake's SLURM executor is taught, without a cluster; with one: make test-slurm."""
+"""What is added to Snakemake's SLURM executor, without a cluster; with one: make test-slurm."""
 
 from types import SimpleNamespace
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
-import yaml
 
-from scalpel.config import Site, freeze, load, thaw
+from scalpel.config.load import freeze_config, load, read_yaml, thaw
+from scalpel.config.site import Site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
-from workflow import slurm
-from workflow.slurm import GRACE_SECONDS, settled, waiting_job
+from slurm import executor
+from slurm.executor import GRACE_SECONDS, settled, waiting_job
 
 from .test_workflow import ROOT
 
 
 @pytest.fixture
-def taught():
+def extended():
     """The plugin with our changes, which are taken back."""
     functions = {name: getattr(plugin, name) for name in ("query_job_status", "set_gres_string")}
     methods = {name: getattr(plugin.Executor, name) for name in ("__post_init__", "run_job", "check_active_jobs")}
-    slurm.teach(None, Site(), lambda plan, site: [])
-    slurm.teach(None, Site(), lambda plan, site: [])  # as when the Snakefile is read twice
+    executor.extend(None, Site())
+    executor.extend(None, Site())  # as when the Snakefile is read twice
     yield plugin
     for name, function in functions.items():
         setattr(plugin, name, function)
@@ -53,23 +53,23 @@ def test_a_waiting_job_is_known_by_its_folder_and_comment(tmp_path, monkeypatch)
     assert waiting_job("rule_train_wildcards_grpo_2", str(here)) is None
 
 
-def test_a_job_of_several_nodes_asks_for_all_gpus(taught):
+def test_a_job_of_several_nodes_asks_for_all_gpus(extended):
     job = SimpleNamespace(resources={"gpu": 8, "gpu_model": "h100", "nodes": 1})
     job.resources = type("Resources", (dict,), {"__getattr__": dict.__getitem__})(job.resources)
-    assert taught.set_gres_string(job) == " --gpus=h100:8"
+    assert extended.set_gres_string(job) == " --gpus=h100:8"
     job.resources["span_nodes"] = 3
-    assert taught.set_gres_string(job) == " --nodes=3 --gpus=h100:24"
+    assert extended.set_gres_string(job) == " --nodes=3 --gpus=h100:24"
     job.resources.update(gpu=None, gpu_model=None)
-    assert taught.set_gres_string(job) == " --nodes=3"
+    assert extended.set_gres_string(job) == " --nodes=3"
 
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
 def test_frozen_config_plans_the_same(scale, tmp_path):
-    config = load(yaml.safe_load((ROOT / "config.yaml").read_text()) | {"scale": scale}, ROOT / "workflow")
-    (tmp_path / "frozen.json").write_text(freeze(config))
+    config = load(read_yaml(ROOT / "config.yaml") | {"scale": scale}, ROOT / "workflow")
+    (tmp_path / "frozen.json").write_text(freeze_config(config))
     again = thaw(tmp_path / "frozen.json")
     assert again == config
     assert Plan(again, ROOT / "workflow").steps.keys() == Plan(config, ROOT / "workflow").steps.keys()
-    (tmp_path / "frozen.json").write_text(freeze(config)[:-100])
+    (tmp_path / "frozen.json").write_text(freeze_config(config)[:-100])
     with pytest.raises(UserError, match="start snakemake again"):
         thaw(tmp_path / "frozen.json")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.errors import UserError
 from scalpel.inference import EngineSettings, open_engine
-from scalpel.inference.remote import TOKEN, Rollouts, full_weights
+from scalpel.inference.remote import TOKEN, Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.sampling import pick
 from scalpel.inference.transformers_engine import TransformersEngine
@@ -273,7 +273,7 @@ def server(tiny_base):
     with Crew() as crew:
         arguments = ["transformers", str(tiny_base), EngineSettings(batch_size=5).model_dump_json(), url]
         crew.start("server", "scalpel.inference.server", arguments, {TOKEN: "secret"})
-        yield Rollouts([url], "secret", 120.0), crew.children["server"].process
+        yield Servers([url], "secret", 120.0), crew.children["server"].process
 
 
 def test_the_server_answers_as_an_engine_here(server, engine, tiny_base, other_base, prompts):
@@ -295,10 +295,10 @@ def test_the_server_answers_as_an_engine_here(server, engine, tiny_base, other_b
 def test_the_server_wants_its_token_and_ends_with_its_input(server, prompts):
     rollouts, process = server
     with pytest.raises(UserError, match="403"):
-        Rollouts(rollouts.urls, "guess", 5.0).complete(requests(prompts), [], 1, 1.0, 1.0)
+        Servers(rollouts.urls, "guess", 5.0).complete(requests(prompts), [], 1, 1.0, 1.0)
     process.stdin.close()
     assert process.wait(10) == 0
     started = time.monotonic()
     with pytest.raises(UserError, match="start_seconds"):
-        Rollouts(rollouts.urls, "secret", 0.5).complete(requests(prompts), [], 1, 1.0, 1.0)
+        Servers(rollouts.urls, "secret", 0.5).complete(requests(prompts), [], 1, 1.0, 1.0)
     assert time.monotonic() - started < 10

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalpel.artifact import MANIFEST, Step, freeze
-from scalpel.config import GRPORecipe, SFTRecipe
+from scalpel.artifact.files import MANIFEST
+from scalpel.artifact.step import Step, freeze_recipe
 from scalpel.errors import AGAIN
+from scalpel.methods.grpo import GRPORecipe
+from scalpel.methods.sft import SFTRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.ranks
@@ -25,20 +27,20 @@ GRPO = GRPORecipe(
     learning_rate=1e-3, questions_per_step=2, generations=4, steps=4, checkpoints=2, max_completion_tokens=16,
     temperature=1.0,
 )  # fmt: skip
-SERVER = {"engine": "transformers", "gpus": 0, "start_seconds": 120}
+SERVER = {"gpus": 0, "start_seconds": 120}
 RANKS = {"ranks": 2, "engine": "zero2", "sequences_per_device": 2}
 
 
 def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]:
     """Finished base, data and order steps around files made elsewhere."""
     steps = {"base": Step("base", "base", 1, {"of": "test"}), "data": Step("data", "questions", 1, {"of": "test"})}
-    steps["order"] = Step("order", "order", 1, {"of": "test"}, {"data": steps["data"]})
+    steps["order"] = Step("order", "order", 1, {"seed": 3}, {"data": steps["data"]})
     for role, files in {
         "base": {"model": model},
         "data": {"kept.parquet": data[0]},
         "order": {"order.parquet": data[1]},
     }.items():
-        freeze(steps[role], root)
+        freeze_recipe(steps[role], root)
         for name, path in files.items():
             (root / steps[role].directory / name).symlink_to(path)
         (root / steps[role].directory / MANIFEST).write_text("{}")
@@ -50,8 +52,8 @@ class Run:
 
     def __init__(self, root: Path, recipe, settings: dict, model: Path, data):
         root.mkdir()
-        step = Step("train", "run", 1, recipe.model_dump(mode="json"), results(root, model, data), settings)
-        freeze(step, root)
+        step = Step("train", "run", 1, recipe.identity(), results(root, model, data), settings)
+        freeze_recipe(step, root)
         self.root, self.directory = root, root / step.directory
 
     def start(self) -> subprocess.Popen:
@@ -160,8 +162,8 @@ def test_server_killed_while_it_writes_completions(make, grpo):
 
 
 def test_server_that_keeps_dying_ends_the_job(make):
-    broken = SERVER | {"engine": "vllm", "restarts": 1}  # vLLM is not installed here
-    run = make(GRPO, RANKS | {"server": broken})
+    broken = SERVER | {"restarts": 1}
+    run = make(GRPO.model_copy(update={"inference": "vllm"}), RANKS | {"server": broken})
     started = time.monotonic()
     assert run.start().wait(timeout=120) == 2
     assert "too often (train_settings.server.restarts)" in run.log() and "Traceback" in run.log()
@@ -169,7 +171,7 @@ def test_server_that_keeps_dying_ends_the_job(make):
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_ended_in_the_middle_goes_on_where_it_was(name, make, grpo):
+def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
     """SIGKILL of a rank fails the job and ends the others; SIGTERM of the job saves and exits with AGAIN."""
     run = make(GRPO, RANKS | {"server": SERVER})
     process = run.start()
@@ -177,7 +179,7 @@ def test_ended_in_the_middle_goes_on_where_it_was(name, make, grpo):
     servers = rank_or_server(run, "scalpel.inference.server")
     os.kill(servers[0], signal.SIGSTOP)  # so that the run does not end before the signal has come
     if name == "SIGKILL":
-        os.kill(rank_or_server(run, "scripts.train_rank")[0], signal.SIGKILL)
+        os.kill(rank_or_server(run, "scripts.rank")[0], signal.SIGKILL)
     else:
         process.send_signal(signal.SIGTERM)
         time.sleep(2)
@@ -186,7 +188,7 @@ def test_ended_in_the_middle_goes_on_where_it_was(name, make, grpo):
     assert ("was ended by signal 9" if name == "SIGKILL" else "saved after step") in run.log()
     assert not run.processes() and not (run.directory / MANIFEST).exists()
     run.finish()
-    assert ("going on from step" in run.log()) == (name == "SIGTERM")
+    assert ("resuming from step" in run.log()) == (name == "SIGTERM")
     assert_same_training(run, grpo)
 
 
@@ -202,7 +204,7 @@ def test_launcher_killed_leaves_no_process(make):
     assert not run.processes()
 
 
-def test_one_process_stops_for_its_time_limit_and_goes_on_bitwise(make, tmp_path):
+def test_one_process_stops_for_its_time_limit_and_resumes_bitwise(make, tmp_path):
     """A squeue that says how much time is left stands for SLURM's; the job is asked to be queued again."""
     reference = make(SFT, {"sequences_per_device": 6}).finish()
     run = make(SFT, {"sequences_per_device": 6, "stop_before_seconds": 600})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,16 +16,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from scalpel.artifact import sha256_file
+from scalpel.artifact.identity import sha256_file
 from scalpel.chat import load_tokenizer, render, token_ids
-from scalpel.config import GRPORecipe, SFTRecipe, Trainable, TrainSettings
+from scalpel.config.training import Trainable, TrainSettings
 from scalpel.errors import UserError
-from scalpel.methods import base, train
+from scalpel.methods import METHODS
+from scalpel.methods.freezing import check_frozen
+from scalpel.methods.grpo import GRPORecipe
+from scalpel.methods.likelihood import BLANK, micro_batches
+from scalpel.methods.loop import TrainingRun
 from scalpel.methods.rewards import well_formed
-from scalpel.methods.sft import BLANK, micro_batches
+from scalpel.methods.rollouts import schedule as rollout_schedule
+from scalpel.methods.schedule import checkpoint_steps, read_questions
+from scalpel.methods.sft import SFTRecipe
+from scalpel.methods.sft_trainer import schedule
+from scalpel.methods.state import COMPLETE, usable_state
+from tests.mixed import Mixed, MixedRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS |= {"mixed": Mixed}
 SETTINGS = TrainSettings(sequences_per_device=4)
+SEED = 3
 SFT = SFTRecipe(learning_rate=1e-3, sequences_per_step=4, epochs=2, checkpoints=3, max_tokens=400)
 GRPO = GRPORecipe(
     learning_rate=1e-3,
@@ -35,15 +47,28 @@ GRPO = GRPORecipe(
     max_completion_tokens=16,
     temperature=1.0,
 )
+# Two optimizer steps of each batch of rollouts, which is gone through twice: checkpoints fall in the midst of one.
+MIXED = MixedRecipe(**GRPO.model_dump(include=set(MixedRecipe.model_fields) - {"method", "held"}))
+REUSING = GRPO.model_copy(update={"questions_per_step": 2, "updates": 2, "iterations": 2, "epsilon_high": 0.28})
+
+
+def training(recipe, model, data, out, settings=SETTINGS, start=None, seed=SEED) -> TrainingRun:
+    return TrainingRun(recipe, model, start or model, *data, seed, recipe.trainable, out, settings)
+
+
+def train(recipe, model, data, out, settings=SETTINGS, start=None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    import_module(METHODS[recipe.method].trainer).train(training(recipe, model, data, out, settings, start))
+
 
 CHILD = """
 import sys
 from pathlib import Path
-from scalpel.config import GRPORecipe, SFTRecipe, TrainSettings
-from scalpel.methods import train
-kind, recipe, model, kept, order, out = sys.argv[1:]
-recipe = {"sft": SFTRecipe, "grpo": GRPORecipe}[kind].model_validate_json(recipe)
-train(recipe, Path(model), Path(kept), Path(order), Path(out), TrainSettings(sequences_per_device=4))
+from tests.test_methods import train
+from scalpel.methods import METHODS
+method, recipe, model, start, kept, order, out = sys.argv[1:]
+recipe = METHODS[method].Recipe.model_validate_json(recipe)
+train(recipe, Path(model), (Path(kept), Path(order)), Path(out), start=Path(start))
 """
 
 
@@ -56,31 +81,31 @@ def files(out: Path) -> dict[str, str]:
     }
 
 
-def start(recipe, model, data, out) -> subprocess.Popen:
-    arguments = [recipe.method, recipe.model_dump_json(), str(model), str(data[0]), str(data[1]), str(out)]
+def start(recipe, model, data, out, of=None) -> subprocess.Popen:
+    arguments = [recipe.method, recipe.model_dump_json(), str(model), str(of or model), *map(str, data), str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, stderr=subprocess.DEVNULL)
 
 
+RECIPES = {"sft": SFT, "grpo": GRPO, "reusing": REUSING, "mixed": MIXED}
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_base, tiny_data, tmp_path_factory) -> dict[str, Path]:
-    """One uninterrupted run of each method, in processes of their own as the workflow makes them."""
-    outs = {recipe.method: tmp_path_factory.mktemp(recipe.method) for recipe in (SFT, GRPO)}
-    for recipe in (SFT, GRPO):
-        assert start(recipe, tiny_base, tiny_data, outs[recipe.method]).wait() == 0
+    """One uninterrupted run of each kind, in processes of their own as the workflow makes them."""
+    outs = {name: tmp_path_factory.mktemp(name) for name in RECIPES}
+    for name, recipe in RECIPES.items():
+        assert start(recipe, tiny_base, tiny_data, outs[name]).wait() == 0
     return outs
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", [SFT, GRPO], ids=lambda r: r.method)
-def test_killed_at_any_moment_ends_bitwise_equal(recipe, finished, tiny_base, tiny_data, tmp_path):
-    """kill -9 right after a state, between states, and while a state is written; both runs span epochs."""
-    out = tmp_path / "run"
+def interrupted(recipe, model, data, out, of=None, kills=(0.0, 0.15)) -> None:
+    """kill -9 right after a state and a while later, then the newest state torn."""
     out.mkdir()
-    for extra in (0.0, 0.15):
-        child = start(recipe, tiny_base, tiny_data, out)
-        before = set(out.glob(f"state/checkpoint-*/{base.COMPLETE}"))
-        while child.poll() is None and set(out.glob(f"state/checkpoint-*/{base.COMPLETE}")) <= before:
+    for extra in kills:
+        child = start(recipe, model, data, out, of)
+        before = set(out.glob(f"state/checkpoint-*/{COMPLETE}"))
+        while child.poll() is None and set(out.glob(f"state/checkpoint-*/{COMPLETE}")) <= before:
             time.sleep(0.005)
         time.sleep(extra)
         child.send_signal(signal.SIGKILL)
@@ -88,39 +113,81 @@ def test_killed_at_any_moment_ends_bitwise_equal(recipe, finished, tiny_base, ti
     states = sorted(out.glob("state/checkpoint-*"))
     assert states
     newest = max(states, key=lambda p: int(p.name.split("-")[1]))
-    with open(newest / "optimizer.pt", "r+b") as file:  # and the newest state torn
+    with open(newest / "optimizer.pt", "r+b") as file:
         file.truncate(100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_at_any_moment_ends_bitwise_equal(name, finished, tiny_base, tiny_data, tmp_path):
+    """kill -9 right after a state, between states, and while a state is written; the runs span epochs."""
+    recipe, out = RECIPES[name], tmp_path / "run"
+    interrupted(recipe, tiny_base, tiny_data, out)
     assert start(recipe, tiny_base, tiny_data, out).wait() == 0
-    assert files(out) == files(finished[recipe.method])
+    assert files(out) == files(finished[name])
     assert start(recipe, tiny_base, tiny_data, out).wait() == 0, "a finished run that is started again"
-    assert files(out) == files(finished[recipe.method])
+    assert files(out) == files(finished[name])
+
+
+@pytest.mark.slow
+def test_a_second_stage_resumes_bitwise(finished, tiny_base, tiny_data, tmp_path):
+    """SFT, then GRPO from its last checkpoint."""
+    sft = sorted(finished["sft"].glob("checkpoints/*"))[-1]
+    assert start(GRPO, tiny_base, tiny_data, tmp_path / "whole", sft).wait() == 0
+    interrupted(GRPO, tiny_base, tiny_data, tmp_path / "killed", sft)
+    assert start(GRPO, tiny_base, tiny_data, tmp_path / "killed", sft).wait() == 0
+    assert files(tmp_path / "whole") == files(tmp_path / "killed")
+    assert files(tmp_path / "whole") != files(finished["grpo"])
+
+
+def test_mixed_rollouts_and_a_buffer(finished, tiny_data):
+    """The expert's trace stands in every group, and the buffer's updates took place in what resumed above."""
+    rollouts = pq.read_table(finished["mixed"] / "rollouts.parquet").to_pylist()
+    assert [r["origin"] for r in rollouts[:4]] == ["own", "own", "own", "expert"]
+    assert all(r["prefix_length"] == (r["completion_length"] if r["origin"] == "expert" else 0) for r in rollouts)
+    log = pq.read_table(finished["mixed"] / "log.parquet").to_pylist()
+    written = sum(r["completion_length"] for r in rollouts if r["step"] == 1 and r["origin"] == "own")
+    assert log[0]["written"] == written and log[0]["questions"] == 4
+    buffer, updates = json.loads(next(finished["mixed"].glob("state/checkpoint-6/buffer.json")).read_text())
+    assert updates > 0 and len(buffer) < 2
+
+
+def test_several_steps_of_one_batch_of_rollouts(finished):
+    """updates 2, iterations 2: four steps of each batch; the second pass is over the same completions."""
+    questions = pq.read_table(finished["reusing"] / "questions.parquet").to_pylist()
+    assert [q["step"] for q in questions] == [1, 1, 2, 2, 5, 5, 6, 6]
+    log = pq.read_table(finished["reusing"] / "log.parquet").to_pylist()
+    assert [row["questions"] for row in log] == [2, 2, 0, 0, 2, 2]
+    assert [row["tokens"] for row in log][:2] == [row["tokens"] for row in log][2:4]
+    assert [row["written"] for row in log][2:4] == [0, 0] and log[0]["reward"] == log[2]["reward"]
+    assert log[0]["clipped_fraction"] == 0
 
 
 def test_checkpoint_steps():
-    assert base.checkpoint_steps(571, 20) == [*range(29, 552, 29), 571]  # the paper's GRPO run
-    assert base.checkpoint_steps(462, 20) == [*range(24, 457, 24), 462]  # and its SFT run
+    assert checkpoint_steps(571, 20) == [*range(29, 552, 29), 571]  # the paper's GRPO run
+    assert checkpoint_steps(462, 20) == [*range(24, 457, 24), 462]  # and its SFT run
     for steps in (20, 21, 84, 100, 110, 599):
-        found = base.checkpoint_steps(steps, 20)
+        found = checkpoint_steps(steps, 20)
         assert len(set(found)) == 20 and found[-1] == steps and found == sorted(found)
     with pytest.raises(UserError, match="do not fit"):
-        base.checkpoint_steps(19, 20)
+        checkpoint_steps(19, 20)
 
 
 def test_layout(finished):
-    for method, out in finished.items():
+    for name, out in finished.items():
         listing = json.loads((out / "checkpoints.json").read_text())
         assert [item["index"] for item in listing] == [1, 2, 3]
         for item in listing:
             load_tokenizer(out / item["path"])
             assert (out / item["path"] / "model.safetensors").is_file()
         log = pq.read_table(out / "log.parquet")
-        assert log.column("step").to_pylist() == list(range(1, listing[-1]["step"] + 1)), method
+        assert log.column("step").to_pylist() == list(range(1, listing[-1]["step"] + 1)), name
         assert not {"loss", "grad_norm", "entropy"} - set(log.column_names)
 
 
 def test_same_questions_at_the_same_steps(finished, tiny_base, tiny_data, tmp_path):
     matched = SFT.model_copy(update={"matching": "questions", "questions_per_step": 4, "epochs": None, "steps": 6})
-    train(matched, tiny_base, *tiny_data, tmp_path, SETTINGS)
+    train(matched, tiny_base, tiny_data, tmp_path)
 
     def asked(out: Path) -> list[tuple[int, int]]:
         rows = pq.read_table(out / "questions.parquet").to_pylist()
@@ -137,21 +204,23 @@ def test_every_row_of_every_epoch_is_trained_on(finished, tiny_data):
 
 
 def test_matching_by_tokens_fills_each_step(tiny_data):
-    rows, ordered, epochs = base.read_rows(*tiny_data)
+    questions = read_questions(*tiny_data)
+    rows = questions.rows
     recipe = SFT.model_copy(update={"matching": "tokens", "tokens_per_step": 500, "epochs": None, "steps": 3})
-    for step in base.schedule(recipe, rows, ordered, epochs):
+    for step in schedule(recipe, questions):
         tokens = [rows[row]["tokens"] for row in step]
         assert sum(tokens) >= 500 > sum(tokens[:-1])
 
 
 def test_matching_by_tokens_over_epochs_drops_no_row(tiny_base, tiny_data, tmp_path):
     """The last step has one row, fewer than there are micro-batches: it is filled up, its mean is its own."""
-    rows, ordered, epochs = base.read_rows(*tiny_data)
+    questions = read_questions(*tiny_data)
+    rows, ordered = questions.rows, questions.ordered
     tokens = [rows[row]["tokens"] for row in ordered.tolist()[:14]]
     recipe = SFT.model_copy(update={"matching": "tokens", "tokens_per_step": sum(tokens[:-1]), "epochs": 1})
     recipe = recipe.model_copy(update={"checkpoints": 2})
-    assert [len(step) for step in base.schedule(recipe, rows, ordered, epochs)] == [13, 1]
-    train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
+    assert [len(step) for step in schedule(recipe, questions)] == [13, 1]
+    train(recipe, tiny_base, tiny_data, tmp_path)
     last = pq.read_table(tmp_path / "log.parquet").to_pylist()[-1]
     assert last["tokens"] == tokens[-1] and 0 < last["entropy"] < 10
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoints" / "step-000001").double()
@@ -163,8 +232,9 @@ def test_matching_by_tokens_over_epochs_drops_no_row(tiny_base, tiny_data, tmp_p
 
 def test_loss_on_the_completion_alone(tiny_base, tiny_data, tmp_path):
     recipe = SFT.model_copy(update={"loss_on": "completion"})
-    train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
-    rows, ordered, _ = base.read_rows(*tiny_data)
+    train(recipe, tiny_base, tiny_data, tmp_path)
+    questions = read_questions(*tiny_data)
+    rows, ordered = questions.rows, questions.ordered
     tokenizer = load_tokenizer(tiny_base)
     model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
     total, count = 0.0, 0
@@ -186,7 +256,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_base, tiny_data, tmp_path):
     logs = []
     for on in (False, True):
         out = tmp_path / str(on)
-        train(recipe, tiny_base, *tiny_data, out, SETTINGS.model_copy(update={"gradient_checkpointing": on}))
+        train(recipe, tiny_base, tiny_data, out, SETTINGS.model_copy(update={"gradient_checkpointing": on}))
         logs.append(pq.read_table(out / "log.parquet").to_pylist())
     assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
     assert [row["grad_norm"] for row in logs[0]] == pytest.approx([row["grad_norm"] for row in logs[1]], rel=1e-4)
@@ -196,19 +266,19 @@ def test_damaged_journal_or_checkpoint_makes_the_state_unusable(finished, tmp_pa
     for name in ("state/questions.jsonl", "checkpoints/step-000003/model.safetensors"):
         out = tmp_path / name.replace("/", "-")
         shutil.copytree(finished["sft"], out)
-        assert base.usable_state(out / "state").name == "checkpoint-7"
+        assert usable_state(out / "state").name == "checkpoint-7"
         with open(out / name, "a") as file:
             file.write("{torn")  # a journal may go further than its state
         if name.endswith("jsonl"):
-            assert base.usable_state(out / "state").name == "checkpoint-7"
+            assert usable_state(out / "state").name == "checkpoint-7"
         (out / name).write_bytes((out / name).read_bytes()[:100])
-        assert base.usable_state(out / "state") is None
+        assert usable_state(out / "state") is None
         assert "incomplete or damaged" in capsys.readouterr().err
 
 
 def test_bnpo_over_micro_batches_is_refused(tiny_base, tiny_data, tmp_path):
     with pytest.raises(UserError, match="sequences_per_device to 16 with one rank, or use dapo"):
-        train(GRPO.model_copy(update={"loss_type": "bnpo"}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+        train(GRPO.model_copy(update={"loss_type": "bnpo"}), tiny_base, tiny_data, tmp_path)
 
 
 def test_loss_that_is_not_a_number_stops_the_run(tiny_base, tiny_data, tmp_path):
@@ -218,15 +288,15 @@ def test_loss_that_is_not_a_number_stops_the_run(tiny_base, tiny_data, tmp_path)
     tensors["lm_head.weight"][0, 0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="loss of step 1 is nan"):
-        train(SFT, broken, *tiny_data, tmp_path / "run", SETTINGS)
+        train(SFT, broken, tiny_data, tmp_path / "run")
 
 
 def test_short_order_is_refused(tiny_data):
-    rows, ordered, epochs = base.read_rows(*tiny_data)
-    with pytest.raises(UserError, match=r"raise order\.epochs"):
-        base.schedule(GRPO.model_copy(update={"steps": 50}), rows, ordered, epochs)
-    with pytest.raises(UserError, match=r"raise order\.epochs"):
-        base.schedule(SFT.model_copy(update={"epochs": 9}), rows, ordered, epochs)
+    questions = read_questions(*tiny_data)
+    with pytest.raises(UserError, match=r"raise the scale's `epochs`"):
+        rollout_schedule(GRPO.model_copy(update={"steps": 50}), questions)
+    with pytest.raises(UserError, match=r"raise the scale's `epochs`"):
+        schedule(SFT.model_copy(update={"epochs": 9}), questions)
 
 
 def test_micro_batches_cover_each_step_once():
@@ -238,7 +308,7 @@ def test_micro_batches_cover_each_step_once():
 
 @pytest.mark.parametrize("trainable", [Trainable(only=("q_proj", "k_proj")), Trainable(freeze_mlp_layers=(1,))])
 def test_frozen_parameters_do_not_change(trainable, tiny_base, tiny_data, tmp_path):
-    train(SFT.model_copy(update={"trainable": trainable}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+    train(SFT.model_copy(update={"trainable": trainable}), tiny_base, tiny_data, tmp_path)
     before = load_file(tiny_base / "model.safetensors")
     after = load_file(sorted(tmp_path.glob("checkpoints/*"))[-1] / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -252,21 +322,22 @@ def test_frozen_parameters_do_not_change(trainable, tiny_base, tiny_data, tmp_pa
 def test_frozen_check_can_fail(tiny_base, finished):
     last = sorted(finished["sft"].glob("checkpoints/*"))[-1]
     with pytest.raises(RuntimeError, match="was frozen and changed"):
-        base.check_frozen(tiny_base, last, Trainable(only=("q_proj",)), had_gradient=True)
+        check_frozen(tiny_base, last, Trainable(only=("q_proj",)), had_gradient=True)
     with pytest.raises(RuntimeError, match="did not train"):
-        base.check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=True)
-    assert not base.check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=False)["trained"]
+        check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=True)
+    assert not check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=False)["trained"]
 
 
 def test_absent_layer_is_refused(tiny_base, tiny_data, tmp_path):
     recipe = SFT.model_copy(update={"trainable": Trainable(freeze_mlp_layers=(7,))})
     with pytest.raises(UserError, match="the model has layers 0 to 1"):
-        train(recipe, tiny_base, *tiny_data, tmp_path, SETTINGS)
+        train(recipe, tiny_base, tiny_data, tmp_path)
 
 
 def test_first_sft_step_against_plain_pytorch(finished, tiny_base, tiny_data):
     """Loss and gradient norm of the step equal the token mean over the whole batch, in float64."""
-    rows, ordered, _ = base.read_rows(*tiny_data)
+    questions = read_questions(*tiny_data)
+    rows, ordered = questions.rows, questions.ordered
     tokenizer = load_tokenizer(tiny_base)
     model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
     total, count = torch.zeros((), dtype=torch.float64), 0
@@ -283,7 +354,7 @@ def test_first_sft_step_against_plain_pytorch(finished, tiny_base, tiny_data):
 
 
 def test_accumulation_changes_nothing(finished, tiny_base, tiny_data, tmp_path):
-    train(SFT, tiny_base, *tiny_data, tmp_path, TrainSettings(sequences_per_device=2))
+    train(SFT, tiny_base, tiny_data, tmp_path, TrainSettings(sequences_per_device=2))
     for mine, theirs in zip(
         pq.read_table(tmp_path / "log.parquet").to_pylist(),
         pq.read_table(finished["sft"] / "log.parquet").to_pylist(),
@@ -323,35 +394,37 @@ def test_first_grpo_gradient_against_brute_force(finished, tiny_base):
 
 def test_trainers_feed_the_ids_of_the_chat_template(tiny_base, tiny_data, monkeypatch, tmp_path):
     """What reaches the model under SFT and GRPO is token_ids, position by position."""
-    from scalpel.methods import grpo, sft
+    from scalpel.inference.transformers_engine import TransformersEngine
+    from scalpel.methods.likelihood import SFTTrainer
 
-    rows, ordered, _ = base.read_rows(*tiny_data)
+    questions = read_questions(*tiny_data)
+    rows, ordered = questions.rows, questions.ordered
     tokenizer = load_tokenizer(tiny_base)
     seen: dict[str, list] = {"sft": [], "grpo": []}
-    original_loss, original_generate = sft.SFTTrainer.compute_loss, grpo.GRPOTrainer._generate_single_turn
+    original_loss, original_complete = SFTTrainer.compute_loss, TransformersEngine.complete
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         lengths = inputs["attention_mask"].sum(1).tolist()
         seen["sft"] += [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths, strict=True)]
         return original_loss(self, model, inputs, *args, **kwargs)
 
-    def generate(self, prompt_ids, *args, **kwargs):
-        seen["grpo"] += [list(ids) for ids in prompt_ids]
-        return original_generate(self, prompt_ids, *args, **kwargs)
+    def complete(self, requests, *args, **kwargs):
+        seen["grpo"] += [list(request.prompt) for request in requests]
+        return original_complete(self, requests, *args, **kwargs)
 
-    monkeypatch.setattr(sft.SFTTrainer, "compute_loss", compute_loss)
-    monkeypatch.setattr(grpo.GRPOTrainer, "_generate_single_turn", generate)
-    train(SFT, tiny_base, *tiny_data, tmp_path / "sft", SETTINGS)
-    train(GRPO, tiny_base, *tiny_data, tmp_path / "grpo", SETTINGS)
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(TransformersEngine, "complete", complete)
+    train(SFT, tiny_base, tiny_data, tmp_path / "sft")
+    train(GRPO, tiny_base, tiny_data, tmp_path / "grpo")
     wanted = [rows[row] for row in ordered.tolist()]
     assert seen["sft"] == [token_ids(tokenizer, r["problem"], r["trace"]) for r in wanted[:28]]
-    assert seen["grpo"][::4] == [token_ids(tokenizer, r["problem"]) for r in wanted[:24]]
+    assert seen["grpo"] == [token_ids(tokenizer, r["problem"]) for r in wanted[:24]]
     assert all(len(ids) == r["tokens"] for ids, r in zip(seen["sft"], wanted, strict=False))
 
 
 def test_row_over_the_cap_is_refused_by_name(tiny_base, tiny_data, tmp_path):
     with pytest.raises(UserError, match=r"row \d+ \(u\d+\) has \d+ tokens, more than max_tokens 20"):
-        train(SFT.model_copy(update={"max_tokens": 20}), tiny_base, *tiny_data, tmp_path, SETTINGS)
+        train(SFT.model_copy(update={"max_tokens": 20}), tiny_base, tiny_data, tmp_path)
 
 
 def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, tiny_data, tmp_path, monkeypatch):
@@ -366,8 +439,8 @@ def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, t
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(UserError, match="No space left on the disk"):
-        train(SFT, tiny_base, *tiny_data, tmp_path, SETTINGS)
-    assert [p.name for p in tmp_path.glob("checkpoints/*")] and base.usable_state(tmp_path / "state") is not None
+        train(SFT, tiny_base, tiny_data, tmp_path)
+    assert [p.name for p in tmp_path.glob("checkpoints/*")] and usable_state(tmp_path / "state") is not None
     assert not (tmp_path / "checkpoints.json").exists()
 
 

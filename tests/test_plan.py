@@ -1,85 +1,96 @@
-"""The plan: digests that hold still, and changes that reach exactly what depends on them."""
+"""The plan: changes that reach exactly what depends on them, and growth that loses no result."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from scalpel.artifact import canonical, freeze
-from scalpel.config import load
+from scalpel.artifact.identity import canonical
+from scalpel.artifact.step import freeze_recipe
+from scalpel.config.load import load
+from scalpel.cost.estimate import COSTS
 from scalpel.errors import UserError
 from scalpel.plan import Plan
+from scalpel.stages import STAGES
 
-WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW = ROOT / "workflow"
+SFT = {"method": "sft", "epochs": 1}
 
 
-def plan(raw=None, root=Path(".")) -> Plan:
-    return Plan(load(raw or {}, WORKFLOW), WORKFLOW, root)
+def plan(raw=None, root=Path("."), workflow=WORKFLOW) -> Plan:
+    return Plan(load(raw or {}, workflow), workflow, root)
 
 
-def changed(raw) -> set[str]:
+def new_steps(raw, before=None) -> list[str]:
     """Stage/run of the steps that a change makes new."""
-    before, after = plan(), plan(raw)
-    return {f"{s.stage}/{s.name.split('.')[0]}" for digest, s in after.steps.items() if digest not in before.steps}
+    old, new = plan(before), plan((before or {}) | raw)
+    return sorted(f"{s.stage}/{s.name.split('.')[0]}" for digest, s in new.steps.items() if digest not in old.steps)
 
 
-def test_golden_digests():
-    """Names of real results: if one changes without a stage's version being raised, old results are lost."""
-    steps = {f"{s.stage}/{s.name}": s.digest for s in plan({"scale": "cluster"}).steps.values()}
-    golden = json.loads((Path(__file__).parent / "golden_digests.json").read_text())
-    assert {name: steps.get(name) for name in golden} == golden
+def lost_steps(raw, before=None) -> set[str]:
+    """Steps that a change takes away."""
+    old, new = plan(before), plan((before or {}) | raw)
+    return {f"{s.stage}/{s.name}" for digest, s in old.steps.items() if digest not in new.steps}
+
+
+def with_file(workflow: Path, name: str, change) -> Path:
+    """A copy of workflow/ with one study's or scale's text changed."""
+    for folder in ("studies", "scales", "published"):
+        (workflow / folder).mkdir(parents=True)
+        for path in (WORKFLOW / folder).glob("*.yaml"):
+            text = path.read_text()
+            (workflow / folder / path.name).write_text(change(text) if f"{folder}/{path.name}" == name else text)
+    return workflow
+
+
+# ---------------------------------------------------------------- what a change reaches
 
 
 def test_a_learning_rate_reaches_its_run_alone():
-    new = changed({"runs": {"grpo": {"learning_rate": 2e-4}}})
-    assert new == {"train/grpo", "evaluate/grpo", "kl/grpo", "weight_change/grpo"}
+    new = new_steps({"runs": {"grpo": {"learning_rate": 2e-4}}})
+    assert new == ["evaluate/grpo", "kl/grpo", "train/grpo", "weight_change/grpo"]
 
 
 def test_evaluation_options_leave_training_alone():
-    new = changed({"overrides": {"evaluation": {"temperature": 0.7}}})
+    new = new_steps({"overrides": {"evaluation": {"temperature": 0.7}}})
     assert {name.split("/")[0] for name in new} == {"evaluate"}
 
 
-def test_a_figure_option_reaches_no_step(tmp_path):
-    study = (WORKFLOW / "studies" / "scalpel_vs_hammer.yaml").read_text()
-    copy = tmp_path / "workflow"
-    for folder in ("studies", "scales", "published"):
-        (copy / folder).mkdir(parents=True)
-        for path in (WORKFLOW / folder).glob("*.yaml"):
-            (copy / folder / path.name).write_text(path.read_text())
-    (copy / "studies" / "scalpel_vs_hammer.yaml").write_text(study.replace("kl: {}", "kl: {title: Other}"))
-    before, after = plan(), Plan(load({}, copy), copy)
+def test_settings_are_not_hashed():
+    """Another accumulation is another audit, and the same training."""
+    settings = {"train_settings": {"sequences_per_device": 2}, "resources": {"train": {"mem_mb": 9}}}
+    assert set(new_steps({"overrides": settings})) == {"audit/single"}
+
+
+def test_an_exhibit_s_option_reaches_no_step(tmp_path):
+    change = with_file(
+        tmp_path, "studies/scalpel_vs_hammer.yaml", lambda t: t.replace("number: Figure 4", "number: F4")
+    )
+    before, after = plan(), plan(workflow=change)
     assert before.steps.keys() == after.steps.keys()
     differ = {n for (s, n), d in after.drawings.items() if d.digest != before.drawings[s, n].digest}
     assert differ == {"kl", "report"}
-
-
-def test_settings_are_not_hashed():
-    settings = {"train_settings": {"sequences_per_device": 2}, "resources": {"train": {"mem_mb": 9}}}
-    assert not changed({"overrides": settings})
 
 
 def test_a_source_file_is_known_by_its_content(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / f"{name}.parquet").write_text(content)
-    digests = [
-        plan({"overrides": {"source": {"kind": "parquet", "path": str(tmp_path / f"{name}.parquet")}}}).data.digest
-        for name in "abc"
-    ]
-    assert digests[0] == digests[1] != digests[2]
+
+    def data(name):
+        source = {"kind": "parquet", "path": str(tmp_path / f"{name}.parquet")}
+        made = plan({"overrides": {"datasets": {"toy": {"source": source}}}})
+        return next(s.digest for s in made.steps.values() if s.stage == "data")
+
+    assert data("a") == data("b") != data("c")
     with pytest.raises(UserError, match=r"absent\.parquet does not exist"):
-        plan({"overrides": {"source": {"kind": "parquet", "path": str(tmp_path / "absent.parquet")}}})
-
-
-def test_a_queued_job_outlives_an_edited_config(tmp_path):
-    old = plan({"runs": {"grpo": {"learning_rate": 2e-4}}}).train["grpo"]
-    freeze(old, tmp_path)
-    now = plan(root=tmp_path)
-    assert old.digest not in now.steps
-    assert now.inputs(old.digest) == [f"{step.directory}/manifest.json" for step in old.inputs.values()]
-    with pytest.raises(UserError, match="no step has digest 000000000000"):
-        now.inputs("000000000000")
+        data("absent")
 
 
 def test_recipes_hold_no_path_and_no_circumstance():
@@ -87,3 +98,311 @@ def test_recipes_hold_no_path_and_no_circumstance():
         for step in plan({"scale": scale}).steps.values():
             text = canonical(step.recipe)
             assert not any(word in text for word in ("threads", "sequences_per_device", "results/", "mem_mb"))
+
+
+# ---------------------------------------------------------------- growth
+
+
+def test_one_more_benchmark_makes_its_own_evaluations_and_nothing_else(tmp_path, monkeypatch):
+    """A file for one more benchmark at the gpu scale: no training, no KL, no other evaluation is planned again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "aime.parquet"
+    path.write_bytes(b"x")
+    grown = {"overrides": {"questions": {"aime24": {"file": str(path)}}, "evaluation": {"tasks": {"aime24": {}}}}}
+    before = {"scale": "gpu"}
+    assert not lost_steps(grown, before)
+    new = Counter(name.split("/")[0] for name in new_steps(grown, before))
+    assert new == {"questions": 1, "evaluate": 6 * 2 + 1}
+    made = plan(before | grown)
+    assert all(
+        ".aime24" in s.name for s in made.steps.values() if s.stage == "evaluate" and "aime24" in s.recipe["tasks"]
+    )
+
+
+def test_a_file_alone_plans_nothing():
+    assert not new_steps({"overrides": {"questions": {"aime25": {"file": "absent.parquet"}}}})
+
+
+def test_groups_load_a_model_once_for_all_their_tasks():
+    """One evaluation per run and shard, as before there were groups."""
+    for scale, shards in (("laptop", 1), ("gpu", 2), ("cluster", 4)):
+        evaluations = [s for s in plan({"scale": scale}).steps.values() if s.stage == "evaluate"]
+        assert len(evaluations) == 6 * shards + 1
+
+
+def test_a_removed_task_reaches_evaluation_alone():
+    removed = {"overrides": {"evaluation": {"tasks": {"ifeval": None}}}}
+    assert {name.split("/")[0] for name in new_steps(removed)} == {"evaluate"}
+
+
+def test_guarding_against_one_more_set_filters_and_trains_again():
+    new = new_steps({"overrides": {"guard": ["math_500"]}})
+    assert {"data", "order", "train"} <= {name.split("/")[0] for name in new}
+
+
+def test_one_more_run_leaves_all_others_alone():
+    grown = {"runs": {"slow": SFT | {"learning_rate": 1e-5}}}
+    assert not lost_steps(grown)
+    assert new_steps(grown) == ["evaluate/slow", "kl/slow", "train/slow", "weight_change/slow"]
+
+
+# ---------------------------------------------------------------- seeds, starts, answers, traces
+
+
+def test_seeds_are_an_axis_that_keeps_the_first():
+    seeds = {"runs": {"grpo": {"seeds": [42, 43, 44]}}}
+    assert not lost_steps(seeds)
+    new = Counter(name.split("/")[0] for name in new_steps(seeds))
+    assert new == {"order": 2, "train": 2, "evaluate": 2, "kl": 2, "weight_change": 2}
+    made = plan(seeds)
+    entries = [e for e in made.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.run == "grpo"]
+    assert [e.seed for e in entries] == [42, 43, 44]
+    recipes = {json.dumps(e.step.recipe) for e in entries}
+    assert len(recipes) == 1, "evaluation's own seed is common to all, so that scores stay paired"
+    assert "seed" not in canonical(entries[0].step.inputs["checkpoints"].recipe)
+
+
+def test_a_run_may_start_from_another():
+    made = plan({"runs": {"then_rl": {"method": "grpo", "start_from": "sft_3ep"}}})
+    run = made.run("scalpel_vs_hammer", "then_rl", 42)
+    start = made.run("scalpel_vs_hammer", "sft_3ep", 42)
+    assert run.checkpoints.inputs["start"] is start.checkpoints and run.base is start.base
+    assert run.chain == [start.checkpoints]
+    found = {(e.stage, e.reference): e.step for e in made.entries["scalpel_vs_hammer"] if e.run == "then_rl"}
+    assert found["kl", "start"].inputs["reference"] is start.checkpoints
+    assert set(found) == {
+        ("train", "base"), ("evaluate", "base"), ("kl", "base"), ("kl", "start"),
+        ("weight_change", "base"), ("weight_change", "start"),
+    }  # fmt: skip
+
+
+def test_a_chain_s_seeds_meet():
+    seeds = {"sft_3ep": {"seeds": [1, 2]}, "then_rl": {"method": "grpo", "start_from": "sft_3ep", "seeds": [2, 1]}}
+    made = plan({"runs": seeds})
+    assert made.run("scalpel_vs_hammer", "then_rl", 2).start.seed == 2
+    seeds["then_rl"]["seeds"] = [3]
+    with pytest.raises(UserError, match="run 'sft_3ep' has no seed 3, but 1, 2"):
+        plan({"runs": seeds})
+
+
+def test_runs_that_are_made_from_each_other_are_refused():
+    circle = {"a": SFT | {"start_from": "b"}, "b": SFT | {"start_from": "a"}}
+    with pytest.raises(UserError, match="in a circle: a -> b -> a"):
+        plan({"runs": circle})
+    with pytest.raises(UserError, match="has no run 'gone'"):
+        plan({"runs": {"a": SFT | {"start_from": "gone"}}})
+    with pytest.raises(UserError, match="study 'other' is not in use"):
+        plan({"runs": {"a": SFT | {"data_from": "other/grpo"}}})
+
+
+def test_a_run_may_train_on_a_model_s_own_answers():
+    made = plan({"runs": {"own": SFT | {"data_from": "base"}, "oracle": SFT | {"data_from": "grpo"}}})
+    own, oracle = (made.run("scalpel_vs_hammer", name, 42) for name in ("own", "oracle"))
+    assert own.answers.stage == "generate" and own.checkpoints.inputs["data"] is own.answers
+    assert oracle.answers.inputs["checkpoints"] is made.run("scalpel_vs_hammer", "grpo", 42).checkpoints
+    assert oracle.chain == [oracle.answers]
+    assert own.answers.digest != oracle.answers.digest
+
+
+def test_layers_may_come_from_a_trace():
+    traced = {"layers_from": "base", "trainable": {"freeze_mlp_above": 0.1, "freeze_mlp_layers": []}}
+    made = plan({"runs": {"sft_frozen_mlp": traced}})
+    run = made.run("scalpel_vs_hammer", "sft_frozen_mlp", 42)
+    assert run.checkpoints.inputs["layers"].stage == "trace"
+    assert run.checkpoints.inputs["layers"].inputs["questions"].name == "facts"
+
+
+def test_several_base_models_stand_in_one_plan():
+    """Each with its tokenizer's rows, its chat template and recorded edits of its config."""
+    model = {"kind": "toy", "toy": {"hidden_size": 32, "heads": 2}, "chat_template": "sft_then_rl"}
+    grown = {
+        "overrides": {"models": {"other": model | {"config_edits": {"rope_theta": 40000}}}},
+        "runs": {"theirs": SFT | {"model": "other"}},
+    }
+    assert not lost_steps(grown)
+    made = plan(grown)
+    run = made.run("scalpel_vs_hammer", "theirs", 42)
+    assert run.base.name == "other" and run.base.recipe["config_edits"] == {"rope_theta": 40000.0}
+    assert "This is the problem" in run.base.recipe["chat_template"]
+    assert len([s for s in made.steps.values() if s.stage == "data"]) == 2
+    with pytest.raises(UserError, match="neither a template"):
+        plan({"overrides": {"models": {"toy": {"chat_template": "olmo"}}}})
+
+
+def test_a_start_of_another_model_is_refused():
+    raw = {
+        "overrides": {"models": {"other": {"kind": "toy", "toy": {"hidden_size": 32, "heads": 2}}}},
+        "runs": {"then": SFT | {"start_from": "grpo", "model": "other"}},
+    }
+    with pytest.raises(UserError, match="it starts from 'grpo', which has another base model than 'other'"):
+        plan(raw)
+
+
+def test_fewer_checkpoints_may_be_evaluated():
+    made = plan({"runs": {"sft_1ep": {"evaluated": 5}}})
+    (found,) = [e.step for e in made.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.run == "sft_1ep"]
+    assert found.recipe["checkpoints"] == [4, 8, 12, 16, 20]
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_two_names_for_the_same_are_one_result():
+    made = plan({"runs": {"again": SFT}})
+    assert [s for s in made.steps.values() if s.name.startswith("again")] == []
+    entries = made.entries["scalpel_vs_hammer"]
+    steps = {e.run: e.step for e in entries if e.stage == "train" and e.run in ("again", "sft_1ep")}
+    assert steps["again"] is steps["sft_1ep"]
+
+
+def test_a_result_keeps_the_name_it_was_made_under(tmp_path):
+    old = plan().run("scalpel_vs_hammer", "sft_1ep", 42).checkpoints
+    freeze_recipe(old, tmp_path)
+    renamed = with_file(tmp_path / "w", "studies/scalpel_vs_hammer.yaml", lambda t: t.replace("sft_1ep", "one_epoch"))
+    now = plan(root=tmp_path, workflow=renamed)
+    assert now.run("scalpel_vs_hammer", "one_epoch", 42).checkpoints.directory == old.directory
+
+
+# ---------------------------------------------------------------- given runs
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """A trainer's output directory, hashed with a cache of the test's own: outputs("checkpoint-3")."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(*names: str, weights: str = "model.safetensors") -> Path:
+        for name in names:
+            directory = tmp_path / "out" / name
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "config.json").write_text("{}")
+            (directory / weights).write_text(name)
+        return tmp_path / "out"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("checkpoint-20", "checkpoint-3"), (3, 20)),  # transformers, TRL
+        (("global_step_7/actor/huggingface", "global_step_14/actor/huggingface"), (7, 14)),  # verl
+        (("v01.14-step-000000029",), (29,)),
+        ((".",), (1,)),  # one saved model
+    ],
+)
+def test_given_checkpoints_are_found(outputs, names, steps):
+    made = plan({"runs": {"mine": {"given": {"kind": "local", "path": str(outputs(*names))}}}})
+    run = made.run("scalpel_vs_hammer", "mine", 0)
+    assert run.steps == steps and run.checkpoints.stage == "given" and run.start is None
+    assert sorted(map(int, run.checkpoints.recipe["files"])) == list(steps)
+    stages = Counter(e.stage for e in made.entries["scalpel_vs_hammer"] if e.run == "mine")
+    assert stages == {"given": 1, "evaluate": 1, "kl": 1, "weight_change": 1}
+
+
+def test_given_weights_that_are_no_safetensors_are_refused(outputs, tmp_path):
+    raw = {"runs": {"mine": {"given": {"kind": "local", "path": str(outputs("checkpoint-3", weights="w.bin"))}}}}
+    with pytest.raises(UserError, match=r"pickled weights alone \(w.bin\), which are never read"):
+        plan(raw)
+    (tmp_path / "out" / "checkpoint-3" / "w.bin").rename(
+        tmp_path / "out" / "checkpoint-3" / "adapter_model.safetensors"
+    )
+    with pytest.raises(UserError, match="holds an adapter alone"):
+        plan(raw)
+    with pytest.raises(UserError, match="holds neither checkpoint-<step>"):
+        plan({"runs": {"mine": {"given": {"kind": "local", "path": str(tmp_path)}}}})
+
+
+def test_given_branches_of_the_hub_are_resolved_to_commits(tmp_path):
+    given = {"kind": "hub", "repo": "a/b", "checkpoints": {29: "step-29", 58: "c" * 40}}
+    raw = {"runs": {"theirs": {"given": given}}}
+    with pytest.raises(UserError, match="branch 'step-29' of a/b is not resolved to a commit yet; run `make resolve`"):
+        plan(raw, tmp_path)
+    (tmp_path / "revisions.yaml").write_text(f'"a/b@step-29": {"d" * 40}\n')
+    step = plan(raw, tmp_path).run("scalpel_vs_hammer", "theirs", 0).checkpoints
+    assert [s.recipe["revision"] for r, s in step.inputs.items() if r.startswith("fetch/")] == ["d" * 40, "c" * 40]
+
+
+# ---------------------------------------------------------------- gates, stages, queued jobs
+
+
+def test_a_gate_is_waited_for_and_never_hashed():
+    made = plan()
+    base = made.run("scalpel_vs_hammer", "grpo", 42).base
+    gated = made.registry.add("weight_change", "x", {"y": 1}, {"base": base}, gates={"audit": made.materials.toy()})
+    plain = made.registry.add("weight_change", "x", {"y": 1}, {"base": base})
+    assert gated.digest == plain.digest
+    assert made.inputs(gated.digest) == [base.manifest, made.materials.toy().manifest]
+
+
+def test_every_stage_with_gpus_has_a_cost():
+    """A stage that reserves GPUs and is not known to the estimate would count as free."""
+    assert {stage.cost for stage in STAGES.values() if stage.cost} == set(COSTS)
+    for scale in ("laptop", "gpu", "cluster"):
+        for stage, held in plan({"scale": scale}).config.scale.resources.items():
+            assert stage in STAGES, f"{scale}.yaml: resources.{stage}"
+            assert STAGES[stage].cost or not held.gpus, f"{scale}.yaml: stage {stage} has GPUs and no cost function"
+
+
+def test_every_stage_has_its_program():
+    assert all((ROOT / "scripts" / f"{stage}.py").is_file() for stage in STAGES)
+
+
+def test_a_queued_job_outlives_an_edited_config(tmp_path):
+    old = plan({"runs": {"grpo": {"learning_rate": 2e-4}}}).run("scalpel_vs_hammer", "grpo", 42).checkpoints
+    freeze_recipe(old, tmp_path)
+    now = plan(root=tmp_path)
+    assert old.digest not in now.steps
+    assert now.inputs(old.digest) == [step.manifest for step in (old.inputs | old.gates).values()]
+    with pytest.raises(UserError, match="no step has digest 000000000000"):
+        now.inputs("000000000000")
+
+
+def test_planning_is_light():
+    """Neither torch nor pandas nor matplotlib is imported by what the Snakefile imports."""
+    code = (
+        "import sys; from pathlib import Path; from scalpel.config.load import load; from scalpel.plan import Plan;"
+        "from scalpel.config.site import load_site; import slurm.executor;"
+        "Plan(load({}, Path('workflow')), Path('workflow'));"
+        "sys.exit(str([m for m in ('torch', 'pandas', 'matplotlib', 'lm_eval', 'pyarrow') if m in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert not done.stderr.strip().strip("[]"), done.stderr
+
+
+# ---------------------------------------------------------------- exhibits
+
+
+def test_exhibits_may_show_runs_of_other_studies(tmp_path):
+    other = with_file(tmp_path, "studies/none", str)
+    study = {"title": "Other", "runs": {"mine": SFT}, "exhibits": {"kl": {"runs": ["mine", "scalpel_vs_hammer/grpo"]}}}
+    (other / "studies" / "other.yaml").write_text(json.dumps(study))
+    made = plan({"studies": ["scalpel_vs_hammer", "other"]}, workflow=other)
+    assert [e.run for e in made.drawings["other", "kl"].entries] == ["mine", "scalpel_vs_hammer/grpo"]
+    with pytest.raises(UserError, match="study 'scalpel_vs_hammer' is not in use"):
+        plan({"studies": ["other"]}, workflow=other)
+
+
+def test_an_exhibit_of_the_user_s_own_is_one_file_and_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "READS = ('kl',)\n\ndef table(results, options):\n    return results.read('kl', 'kl.parquet')\n"
+    )
+    own = with_file(tmp_path / "w", "studies/scalpel_vs_hammer.yaml", lambda t: t + "  mine: {kind: mine.py}\n")
+    made = plan(root=tmp_path, workflow=own)
+    assert made.drawings["scalpel_vs_hammer", "mine"].files == ("results/tables/scalpel_vs_hammer/mine.csv",)
+    before = made.drawings["scalpel_vs_hammer", "mine"].digest
+    (tmp_path / "mine.py").write_text("READS = ('kl',)\n\ndef table(results, options):\n    return None\n")
+    assert plan(root=tmp_path, workflow=own).drawings["scalpel_vs_hammer", "mine"].digest != before
+
+
+def test_unknown_exhibits_and_runs_are_named(tmp_path):
+    def wrong(old, new):
+        return with_file(tmp_path / new[:9].strip(), "studies/scalpel_vs_hammer.yaml", lambda t: t.replace(old, new))
+
+    with pytest.raises(UserError, match="no exhibit is called 'weight_chang'; did you mean 'weight_change'"):
+        plan(workflow=wrong("kind: weight_change", "kind: weight_chang"))
+    with pytest.raises(UserError, match="'grop' is no run of study scalpel_vs_hammer; did you mean 'grpo'"):
+        plan(workflow=wrong("runs: [grpo]", "runs: [grop]"))
+    with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'captoin'; did you mean 'caption'"):
+        plan(workflow=wrong("caption: KL", "captoin: KL"))
+    shutil.rmtree(tmp_path)

@@ -1,7 +1,6 @@
-"""Preflight: the cost recomputed by brute force, and checks against real output of nvidia-smi and SLURM."""
+"""Preflight: checks against real output of nvidia-smi and SLURM, each finding a sentence."""
 
 import http.server
-import json
 import os
 import re
 import subprocess
@@ -9,16 +8,15 @@ import sys
 import threading
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from safetensors import safe_open
 
-from scalpel import preflight
-from scalpel.config import Site, load
-from scalpel.cost import BUSY, PEAK, WRITING, Amount, Cost, Row, Shape, estimate, kept_rows, render, shape_of
-from scalpel.errors import UserError
+from scalpel.config.load import load
+from scalpel.config.site import Site
+from scalpel.cost.amount import Amount
+from scalpel.cost.estimate import Cost, Row, estimate
+from scalpel.launch import health
 from scalpel.plan import Plan
+from scalpel.preflight import gpus, overlap, packages, slurm, supplies
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "workflow"
@@ -31,174 +29,22 @@ def plan(root: Path, overrides: dict | None = None, scale: str = "cluster") -> P
     return Plan(load({"scale": scale, "overrides": overrides or {}}, WORKFLOW), WORKFLOW, root)
 
 
-def cost_of(plan: Plan) -> Cost:
-    return estimate(plan, *shape_of(plan))
-
-
-def row(cost: Cost, stage: str, name: str = "") -> Row:
-    return next(row for row in cost.rows if (row.stage, row.name) == (stage, name))
-
-
-# ---------------------------------------------------------------- the model's size
-
-
-def test_parameters_of_the_papers_model(tmp_path):
-    shape, _ = shape_of(plan(tmp_path))
-    assert shape.parameters == pytest.approx(7.30e9, rel=0.01)
-
-    import torch
-    from transformers import Olmo2Config, Olmo2ForCausalLM
-
-    with torch.device("meta"):  # the architecture itself, without memory
-        model = Olmo2ForCausalLM(
-            Olmo2Config(
-                vocab_size=100352, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                num_attention_heads=32, tie_word_embeddings=False,
-            )
-        )  # fmt: skip
-    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    "trainable",
-    [
-        {"only": (), "freeze_mlp_layers": (), "also_lm_head": False},
-        {"only": ("q_proj", "k_proj"), "freeze_mlp_layers": (), "also_lm_head": True},
-        {"only": (), "freeze_mlp_layers": (1,), "also_lm_head": False},
-    ],
-)
-def test_parameters_of_a_saved_model_are_those_of_its_tensors(tiny_base, trainable):
-    from scalpel.config import Trainable
-    from scalpel.methods.base import is_trainable
-
-    shape = Shape.of_config(json.loads((tiny_base / "config.json").read_text()))
-    with safe_open(tiny_base / "model.safetensors", "pt") as file:
-        sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118 (no iterator)
-    assert shape.parameters == sum(sizes.values())
-    chosen = Trainable(**trainable)
-    assert shape.trained(trainable) == sum(n for name, n in sizes.items() if is_trainable(name, chosen))
-
-
-def test_an_unknown_model_is_not_guessed(tmp_path):
-    other = plan(tmp_path, {"model": {"kind": "hub", "repo": "someone/Some-8B", "revision": "0" * 40}})
-    with pytest.raises(UserError, match="make fetch"):
-        shape_of(other)
-    fetched = tmp_path / next(s for s in other.steps.values() if s.name == "model").directory / "files"
-    fetched.mkdir(parents=True)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    (fetched / "config.json").write_text(json.dumps(sizes | {"vocab_size": 10, "tie_word_embeddings": True}))
-    assert shape_of(other)[0].parameters == 10 * 8 + 2 * (4 * 64 + 3 * 128 + 2 * 8) + 8
-
-
-# ---------------------------------------------------------------- hours, by brute force
-
-
-def test_sft_hours_by_brute_force(tmp_path):
-    """Step by step and sequence by sequence, every multiplication of forward, recomputation and backward."""
-    p = plan(tmp_path, SHARED_NODE)
-    n, flops, left = 7_298_617_344, 0, 69_132
-    while left:
-        for _ in range(min(448, left)):
-            forward = 2 * n * 2048
-            flops += forward + forward + 2 * forward  # forward, again for the checkpointing, backward
-        left -= min(448, left)
-    seconds = flops / (7 * PEAK * BUSY)
-    found = row(cost_of(p), "train", "sft_1ep")
-    assert found.gpu_hours == pytest.approx(seconds / 3600 * 8)  # the server's GPU is held as well
-    assert found.kept.value == 20 * n * 2
-    assert found.running.value == 3 * 16 * n
-    assert found.reserved == p.resources_of_stage("train").runtime / 60 * 8
-
-
-def test_grpo_hours_by_brute_force(tmp_path):
-    p = plan(tmp_path, SHARED_NODE)
-    n, writing, training = 7_298_617_344, 0, 0
-    for _ in range(571):
-        for _ in range(16 * 28):
-            writing += 2 * n * 750
-            training += (2 + 2 + 4) * n * (150 + 750)
-    seconds = writing / (1 * PEAK * WRITING) + training / (7 * PEAK * BUSY)
-    assert row(cost_of(p), "train", "grpo").gpu_hours == pytest.approx(seconds / 3600 * 8)
-
-
-def test_frozen_weights_need_no_gradient_of_their_own(tmp_path):
-    cost = cost_of(plan(tmp_path, SHARED_NODE))
-    whole, part = row(cost, "train", "sft_3ep"), row(cost, "train", "sft_qk_only")
-    n, trained = 7_298_617_344, 32 * 2 * 4096 * 4096
-    assert part.gpu_hours / whole.gpu_hours == pytest.approx((6 * n + 2 * trained) / (8 * n))
-
-
-def test_evaluation_and_kl_by_brute_force(tmp_path):
-    p = plan(tmp_path, {"evaluation": {"tasks": {"mmlu": {"limit": 100}}}} | SHARED_NODE)
-    cost, n = cost_of(p), 7_298_617_344
-    read = 30 * 183 + 500 * 150 + 1319 * (80 + 6 * 159) + 198 * 280 + 100 * (80 + 6 * 101)
-    read += 12032 * (80 + 6 * 174) + 541 * 126
-    written = (30 + 500 + 1319 + 198 + 541) * 2048
-    one = (2 * n * read / (PEAK * BUSY) + 2 * n * written / (PEAK * WRITING)) / 3600
-    found = row(cost, "evaluate")
-    shards = p.config.scale.evaluation_shards
-    assert found.jobs == 1 + 6 * shards
-    assert found.gpu_hours == pytest.approx((1 + 6 * 20) * one)
-    assert found.longest == pytest.approx(20 / shards * one)
-    assert row(cost, "kl").gpu_hours == pytest.approx(6 * 21 * 500 * 355 * 2 * n / (67e12 * BUSY) / 3600)
-
-
-@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
-def test_every_printed_number_follows_from_its_printed_formula(tmp_path, scale):
-    text = render(cost_of(plan(tmp_path, SHARED_NODE if scale == "cluster" else None, scale)))
-    arithmetic = text.split("Arithmetic of each row\n")[1]
-    lines = re.sub(r"\n {4}", " ", arithmetic).splitlines()  # wrapped lines joined again
-    checked = 0
-    for line in lines:
-        for formula, result in re.findall(r"(?:= |read |written )([-+x/(). \de]+) = ([\d.e]+)", line):
-            assert eval(formula.replace("x", "*")) == pytest.approx(float(result), rel=2e-4, abs=1e-3), line
-            checked += 1
-    assert checked >= (25 if scale != "laptop" else 8)
-
-
-def test_totals_add_up(tmp_path):
-    cost = cost_of(plan(tmp_path))
-    assert sum(row.jobs for row in cost.rows) == len(plan(tmp_path).steps)
-    assert cost.peak > cost.least > cost.kept > 6 * 20 * 2 * cost.parameters
-    total = next(line for line in render(cost).splitlines() if line.startswith("total"))
-    assert f"{cost.gpu_hours:,.1f}" in total and f"{cost.reserved:,.0f}" in total
-
-
-def test_a_finished_data_result_is_exact_and_finished_steps_cost_nothing(tmp_path):
-    p = plan(tmp_path)
-    before = row(cost_of(p), "train", "sft_1ep")
-    data = tmp_path / p.data.directory
-    data.mkdir(parents=True)
-    pq.write_table(pa.table({"tokens": [1000, 3000, 5000], "prompt_tokens": [100, 100, 130]}), data / "kept.parquet")
-    (data / "manifest.json").write_text("{}")
-    rows = kept_rows(p)
-    assert (rows.count, rows.tokens, rows.prompt_tokens) == (3, 3000, 110)
-    cost = cost_of(p)
-    assert row(cost, "train", "sft_1ep").hours.value / before.hours.value == pytest.approx(9000 / (69_132 * 2048))
-    assert cost.finished == 1 and all(r.stage != "data" for r in cost.rows)
-    for step in p.steps.values():
-        (tmp_path / step.directory).mkdir(parents=True, exist_ok=True)
-        (tmp_path / step.directory / "manifest.json").write_text("{}")
-    assert not cost_of(p).rows
-    assert "Nothing to pay for" in render(cost_of(p))
-
-
 # ---------------------------------------------------------------- packages, disk, network
 
 
 def test_pins_of_a_lock():
     hashed = "a==1.0 \\\n    --hash=sha256:00\n"
     lock = hashed + "b[x]==2 ; sys_platform == 'emscripten' \\\nc.d==3+cpu ; python_version > '3' \\\n"
-    assert preflight.read_pins(lock) == {"a": "1.0", "c.d": "3+cpu"}
-    assert len(preflight.read_pins((ROOT / "envs" / "laptop.lock").read_text())) > 100
+    assert packages.read_pins(lock) == {"a": "1.0", "c.d": "3+cpu"}
+    assert len(packages.read_pins((ROOT / "envs" / "laptop.lock").read_text())) > 100
 
 
 def test_packages_that_differ_are_named(tmp_path):
     (tmp_path / "laptop.lock").write_text("pydantic==0.0.1 \\\n")
-    finding = preflight.environment(False, tmp_path)
+    finding = packages.environment(False, tmp_path)
     assert finding.level == "warning" and "pydantic" in finding.sentence and "0.0.1" in finding.sentence
     (tmp_path / "gpu.lock").write_text("".join(f"absent-{i}==1\n" for i in range(9)))
-    finding = preflight.environment(True, tmp_path)
+    finding = packages.environment(True, tmp_path)
     assert finding.level == "error" and "9 of its 9" in finding.sentence and "and 3 more" in finding.sentence
 
 
@@ -208,12 +54,12 @@ def test_a_disk_that_is_too_small(tmp_path):
             Row("train", name, 1, 0, None, 0.0, 1.0, Amount.of(kept), Amount.of(running), 10)
             for name in ("a", "b", "c")
         ]
-        return Cost(1, rows, [], [], 0)
+        return Cost(rows, [], [], 0)
 
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    assert [f.level for f in preflight.disk(tmp_path, cost(1, 1))] == ["ok", "ok"]
-    assert next(preflight.disk(tmp_path, cost(1, free / 2))).level == "warning"
-    too_small = next(preflight.disk(tmp_path, cost(free, 1)))
+    assert [f.level for f in supplies.disk(tmp_path, cost(1, 1))] == ["ok", "ok"]
+    assert next(supplies.disk(tmp_path, cost(1, free / 2))).level == "warning"
+    too_small = next(supplies.disk(tmp_path, cost(free, 1)))
     assert too_small.level == "error" and "results/" in too_small.sentence
 
 
@@ -230,32 +76,38 @@ def test_the_hub(tmp_path):
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        reached = preflight.reachable(p, {"HF_ENDPOINT": endpoint})
-        broken = preflight.reachable(p, {"HF_ENDPOINT": f"{endpoint}/503"})
+        reached = supplies.reachable(p, {"HF_ENDPOINT": endpoint})
+        broken = supplies.reachable(p, {"HF_ENDPOINT": f"{endpoint}/503"})
         server.shutdown()
     assert reached.level == "ok" and "make fetch" in reached.sentence
     assert broken.level == "error" and "503" in broken.sentence
-    gone = preflight.reachable(p, {"HF_ENDPOINT": endpoint})
+    gone = supplies.reachable(p, {"HF_ENDPOINT": endpoint})
     assert gone.level == "error" and endpoint in gone.sentence and "allenai" not in endpoint
-    offline = preflight.reachable(p, {"HF_HUB_OFFLINE": "1"})
+    offline = supplies.reachable(p, {"HF_HUB_OFFLINE": "1"})
     assert offline.level == "error" and "HF_HUB_OFFLINE" in offline.sentence
-    assert preflight.reachable(plan(tmp_path, scale="laptop"), {"HF_HUB_OFFLINE": "1"}).level == "ok"
+    assert supplies.reachable(plan(tmp_path, scale="laptop"), {"HF_HUB_OFFLINE": "1"}).level == "ok"
 
 
 def test_layout_of_a_training_job(tmp_path):
     levels = lambda ranks: [  # noqa: E731
         f.level
-        for f in preflight.layout(plan(tmp_path, {"train_settings": {"ranks": ranks, "engine": "zero2", "server": {}}}))
+        for f in gpus.layout(plan(tmp_path, {"train_settings": {"ranks": ranks, "engine": "zero2", "server": {}}}))
     ]
-    assert (levels(7), levels(8), levels(3)) == ([], ["error"], ["warning"])
+    assert (levels(7), levels(8), levels(4)) == ([], ["error"], ["warning"])
 
 
 def test_jobs_longer_than_their_limit(tmp_path):
     overrides = SHARED_NODE | {"resources": {"train": {"runtime": 60}, "evaluate": {"runtime": 30}}}
-    sentences = [f.sentence for f in preflight.time_limits(cost_of(plan(tmp_path, overrides)))]
+    sentences = [f.sentence for f in supplies.time_limits(estimate(plan(tmp_path, overrides)))]
     assert any("train grpo" in s and "queued again" in s for s in sentences)
     assert any("evaluate" in s and "evaluation_shards" in s for s in sentences)
     assert not any("sft_matched" in s for s in sentences)
+
+
+def test_sets_that_are_asked_and_not_guarded_against_are_named(tmp_path):
+    assert not list(overlap(plan(tmp_path)))
+    (found,) = overlap(plan(tmp_path, {"guard": ["math_500"]}))
+    assert found.level == "warning" and "gsm8k" in found.sentence and "math_500" not in found.sentence
 
 
 # ---------------------------------------------------------------- GPUs
@@ -281,18 +133,18 @@ def smi(*ecc) -> str:
 
 
 def test_health(programs, monkeypatch):
-    assert preflight.health(0) == []
-    assert "nvidia-smi is not on PATH of node" in preflight.health(8)[0]
+    assert health.health(0) == []
+    assert "nvidia-smi is not on PATH of node" in health.health(8)[0]
     programs("nvidia-smi", smi(*[0] * 8))
-    assert preflight.health(8) == []
+    assert health.health(8) == []
     programs("nvidia-smi", smi("[N/A]", "[N/A]"))
-    assert preflight.nvidia_smi()[0][1] == ("1", "NVIDIA H100 80GB HBM3", 81559, "580.65.06", None)
+    assert health.nvidia_smi()[0][1] == ("1", "NVIDIA H100 80GB HBM3", 81559, "580.65.06", None)
     programs("nvidia-smi", smi(*[0] * 7))
-    assert "shows 7 GPUs, not the 8" in preflight.health(8)[0]
+    assert "shows 7 GPUs, not the 8" in health.health(8)[0]
     programs("nvidia-smi", smi(0, 3))
-    assert "GPU 1 of node" in preflight.health(2)[0] and "3 uncorrectable" in preflight.health(2)[0]
+    assert "GPU 1 of node" in health.health(2)[0] and "3 uncorrectable" in health.health(2)[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert preflight.health(1) == []
+    assert health.health(1) == []
 
 
 @pytest.mark.parametrize(
@@ -305,23 +157,23 @@ def test_health(programs, monkeypatch):
 )
 def test_nvidia_smi_that_fails(programs, status, words):
     programs("nvidia-smi", f'echo "{words}"; exit {status}')
-    assert any(words in problem for problem in preflight.health(8))
-    finding = preflight.gpus(8)
+    assert any(words in problem for problem in health.health(8))
+    finding = gpus.gpus_of_this_node(8)
     assert finding.level == "error" and words in finding.sentence
 
 
 def test_gpus_of_this_node(programs):
-    assert preflight.gpus(8).level == "ok"  # nothing to look at: the jobs do
+    assert gpus.gpus_of_this_node(8).level == "ok"  # nothing to look at: the jobs do
     programs("nvidia-smi", smi(0, 0).replace("580.65.06", "470.82.01"))
-    old = preflight.gpus(2)
+    old = gpus.gpus_of_this_node(2)
     assert old.level == "error" and "470.82.01" in old.sentence
     programs("nvidia-smi", smi(0, 1))
-    assert preflight.gpus(2).level == "error"
+    assert gpus.gpus_of_this_node(2).level == "error"
 
 
 def test_products_of_matrices():
-    assert preflight.product_problems(["cpu", "cpu"]) == []
-    assert "meta" in preflight.product_problems(["meta"])[0]  # a device that gives no numbers
+    assert health.product_problems(["cpu", "cpu"]) == []
+    assert "meta" in health.product_problems(["meta"])[0]  # a device that gives no numbers
 
 
 # ---------------------------------------------------------------- SLURM
@@ -346,7 +198,7 @@ WORDS = [
 @pytest.mark.parametrize(("words", "field"), WORDS)
 def test_refusals_name_the_field(programs, tmp_path, words, field):
     programs("sbatch", f"printf '%s\\n' \"{words}\" >&2; exit 1")
-    sentences = preflight.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
+    sentences = slurm.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
     assert any(field in sentence for sentence in sentences)
     assert all(words.splitlines()[-1] in sentence for sentence in sentences)
 
@@ -357,14 +209,14 @@ def test_what_sbatch_is_asked(programs, tmp_path):
         "sbatch", f'echo "$@" >> {log}; echo "sbatch: Job 1 to start at 2026-11-21T07:35:03 using 2 processors" >&2'
     )
     site = Site(account="lab", partition="cpu", gpu_partition="gpu", qos="long", gpu_model="h100", constraint="nvlink")
-    assert preflight.site_refusals(plan(tmp_path), site) == []
+    assert slurm.site_refusals(plan(tmp_path), site) == []
     asked = log.read_text().splitlines()
-    shapes = preflight.job_shapes(plan(tmp_path))
+    shapes = slurm.job_shapes(plan(tmp_path))
     assert len(asked) == len(set(asked)) == len(shapes)
     assert not any("fetch" in stages for stages in shapes.values())  # it runs here, not as a job
     assert all("--test-only" in line and "--account=lab" in line and "--qos=long" in line for line in asked)
-    train = next(line for line in asked if "--gpus=h100:8" in line)
-    assert "--partition=gpu" in train and "--constraint=nvlink" in train and "--time=1440" in train
+    train = next(line for line in asked if "--gpus=h100:8" in line and "--time=1440" in line)
+    assert "--partition=gpu" in train and "--constraint=nvlink" in train
     assert "--nodes=1" in train and train.endswith("--wrap true")
     assert all("--partition=cpu" in line and "constraint" not in line for line in asked if "gpus" not in line)
 
@@ -374,16 +226,17 @@ def test_only_the_jobs_that_are_refused_are_named(programs, tmp_path):
         "sbatch",
         'case "$*" in *--gpus=h100:8*) echo "Requested node configuration is not available" >&2; exit 1;; esac',
     )
-    (sentence,) = preflight.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
-    assert "jobs of train (8 GPUs" in sentence and "evaluate" not in sentence
+    sentences = slurm.site_refusals(plan(tmp_path), Site(gpu_model="h100"))
+    assert ["jobs of audit (8 GPUs" in sentences[0], "jobs of train (8 GPUs" in sentences[1]] == [True, True]
+    assert not any("evaluate" in sentence for sentence in sentences)
 
 
 def test_a_time_limit_above_the_partitions_is_found(programs, tmp_path):
     programs("sbatch", "exit 0")
     programs("sinfo", "echo 'cpu*|infinite'; echo 'gpu|12:00:00'")
-    (sentence,) = preflight.site_refusals(plan(tmp_path), Site(gpu_partition="gpu"))
+    (sentence,) = slurm.site_refusals(plan(tmp_path), Site(gpu_partition="gpu"))
     assert "train" in sentence and "`runtime`" in sentence and "720 min" in sentence
-    assert preflight.site_refusals(plan(tmp_path), Site()) == []
+    assert slurm.site_refusals(plan(tmp_path), Site()) == []
 
 
 # ---------------------------------------------------------------- the program
@@ -410,7 +263,7 @@ def test_the_program(tmp_path):
 
 
 def test_mistakes_are_lines_not_tracebacks(tmp_path):
-    absent = "overrides: {source: {kind: parquet, path: absent.parquet}}"
+    absent = "overrides: {datasets: {toy: {source: {kind: parquet, path: absent.parquet}}}}"
     for words, config, expected in (
         (["--scale", "clustr"], "", "did you mean 'cluster'"),
         ([], absent, "absent.parquet does not exist"),

@@ -2,7 +2,7 @@
 
 import pyarrow.parquet as pq
 
-from scalpel.artifact import sha256_file
+from scalpel.artifact.identity import sha256_file
 from scalpel.chat import SYSTEM_PROMPT, load_tokenizer, token_ids
 from scalpel.toy.world import ROW_SCHEMA, write_world
 from tests.tiny import WORLD

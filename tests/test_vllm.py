@@ -20,7 +20,7 @@ from scalpel.config.evaluation import EvaluationRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.questions import prepare
 from scalpel.inference import EngineSettings, open_engine
-from scalpel.inference.remote import TOKEN, Rollouts
+from scalpel.inference.remote import TOKEN, Servers
 from scalpel.inference.requests import Completion, Request
 from scalpel.launch.crew import Crew
 from scalpel.launch.supervise import free_port
@@ -224,7 +224,7 @@ def test_as_the_launcher_starts_it_until_its_input_closes(bases, expected, tmp_p
     with Crew() as crew:
         arguments = ["vllm", str(bases[0]), SETTINGS.model_dump_json(), url]
         crew.start(url, "scalpel.inference.server", arguments, {TOKEN: "token", "VLLM_CACHE_ROOT": str(tmp_path)})
-        rollouts, process = Rollouts([url], "token", 300.0), crew.children[url].process
+        rollouts, process = Servers([url], "token", 300.0), crew.children[url].process
         for version, policy in enumerate([0, 1, 0]):
             found = rollouts.complete(asked, weights[policy], version, 0.0, 1.0)
             assert found == [[Completion(*one[:2]) for one in mine] for mine in expected[policy][0]]

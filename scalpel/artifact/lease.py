@@ -76,16 +76,16 @@ def holders(directory: Path) -> list[Holder]:
 
 def _take(directory: Path, mine: Path, token: str) -> None:
     """Return when this process holds the directory; Held when another does."""
-    end = time.monotonic() + SETTLE_SECONDS
+    end, waited = time.monotonic() + SETTLE_SECONDS, False
     watched: dict[str, tuple[float, float]] = {}
     _announce(mine, holds=False)
     while True:
         others = _others(directory, mine, watched)
         if not others:
             return _announce(mine, holds=True)
-        if watched and time.monotonic() < end - SETTLE_SECONDS + 1:
+        if watched and not waited:
             print(f"a lease in {directory} is dated in the future: watching it", file=sys.stderr, flush=True)
-            end += STALE_SECONDS
+            end, waited = end + STALE_SECONDS, True
         if any(other.holds and other.token not in watched for other in others) or time.monotonic() > end:
             raise Held(f"{directory} is being made by {others[0]}; wait for it, or end it first.")
         if min(other.token for other in others) < token:  # of takers who see each other the smallest token stays

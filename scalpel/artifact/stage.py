@@ -39,6 +39,7 @@ def run_stage(produce: Callable[[Job], None]) -> None:
                 return
             with making(directory) as job:
                 check_node(job)
+                check_gates(job)
                 os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
                 quiet_libraries(offline=job.stage != "fetch")
                 print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)
@@ -91,6 +92,14 @@ def check_node(job: Job) -> None:
         from scalpel.launch.health import refuse_unhealthy_node
 
         refuse_unhealthy_node(gpus, job.directory.resolve().parents[1])
+
+
+def check_gates(job: Job) -> None:
+    """Refuse a node whose packages are not those that the job's audit was made with."""
+    if "audit" in job.gates:
+        from scalpel.audit.fingerprint import refuse_other_stack
+
+        refuse_other_stack(job.gates["audit"])
 
 
 def quiet_libraries(offline: bool = True) -> None:

@@ -87,7 +87,9 @@ def check_template(tokenizer, where: str) -> None:
         raise UserError(f"{where}: its chat template does not show what the assistant says.")
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     if tokenizer.eos_token_id not in ids[-2:]:  # some end the turn with a newline after it
-        raise UserError(f"{where}: a conversation rendered with its chat template does not end in {tokenizer.eos_token!r}.")
+        raise UserError(
+            f"{where}: a conversation rendered with its chat template does not end in {tokenizer.eos_token!r}."
+        )
 
 
 def opening(tokenizer) -> str:

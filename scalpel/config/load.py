@@ -91,8 +91,8 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
             there = {run for name, file in files.items() if owner in ("", name) for run in file.runs}
             files_named = ", ".join(f"workflow/studies/{name}.yaml" for name in files)
             raise UserError(
-                f"config.yaml: runs: no run is called {run!r}{nearest(run, there)}. A new run needs `method` or `given` "
-                f"(runs stand in {files_named}, too)."
+                f"config.yaml: runs: no run is called {run!r}{nearest(run, there)}. A new run needs `method` or "
+                f"`given` (runs stand in {files_named}, too)."
             )
         if study in known or (not known and owner in ("", study)):
             found[run] = merged(found.get(run, {}), options)
@@ -102,8 +102,8 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
 def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> RunSpec:
     """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other."""
     where = f"{where}: run {run!r}"
-    if run == BASE:
-        raise UserError(f"{where}: {BASE!r} is the word for the base model; call the run something else.")
+    if run == BASE or run.startswith(f"{BASE}_"):
+        raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
     layers = [options, setting.runs.get(run, {}), user]
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     given = any(layer.get("given") for layer in layers)
@@ -267,7 +267,10 @@ def validated(model: type[BaseModel], raw: Any, where: str):
             expected = first.get("ctx", {}).get("expected", "")
             key = ".".join([*path[:-2], str(first["input"])])
             if not expected:
-                raise UserError(f"{where}: {key!r} is no name: letters, digits and _ only, 60 at most.") from None
+                name, inside = str(first["input"]), ".".join(path[:-2])
+                raise UserError(
+                    f"{where}: {inside}: {name!r} is no name: letters, digits and _ only, 60 at most."
+                ) from None
             valid = [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
             raise UserError(f"{where}: unknown key {key!r}{nearest(str(first['input']), valid)}.") from None
         message = first["msg"].removeprefix("Value error, ")
@@ -279,18 +282,11 @@ def _fields_at(model: Any, path: list[str]) -> list[str]:
     """Names of the fields of the model that `path` leads to; union tags and keys of mappings are passed over."""
     models = [model]
     for part in path:
-        following: list = []
-        for candidate in models:
-            fields = getattr(candidate, "model_fields", {})
-            if part in fields:
-                following += _models_in(fields[part].annotation)
-        models = following or models
-        tagged = [
-            m
-            for m in models
-            if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
-        ]
-        models = tagged or models
+        kinds = [(m, m.model_fields["kind"].annotation) for m in models if "kind" in m.model_fields]
+        tagged = [m for m, kind in kinds if len(models) > 1 and part in get_args(kind)]
+        fields = [getattr(candidate, "model_fields", {}) for candidate in models]
+        following = [found for some in fields if part in some for found in _models_in(some[part].annotation)]
+        models = tagged or following or models
     return sorted({name for candidate in models for name in candidate.model_fields})
 
 

@@ -38,7 +38,7 @@ class Look(Strict):
 
     label: str | None = None
     color: Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$")] | None = None
-    marker: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    marker: Annotated[str, Field(pattern=r"^[ov^<>8sp*hHDdPX]$")] | None = None  # matplotlib's filled ones
 
 
 class StudyFile(Strict):
@@ -70,7 +70,9 @@ class UserConfig(Strict):
     scale: Name = "laptop"
     studies: Annotated[list[Name], Field(min_length=1)] = ["scalpel_vs_hammer"]
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
-    runs: dict[Reference, dict[str, Any]] = {}  # laid over single runs, key by key; one with `method` or `given` may be new
+    runs: dict[
+        Reference, dict[str, Any]
+    ] = {}  # laid over single runs, key by key; one with `method` or `given` may be new
 
 
 class Config(Strict):

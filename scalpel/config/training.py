@@ -66,6 +66,7 @@ class TrainSettings(Strict):
     """How a training run is carried out; none of it may change what it computes."""
 
     sequences_per_device: Positive = 64
+    completions_at_once: Positive = 256  # of a rank that writes its own
     gradient_checkpointing: bool = False
     threads: Positive = 1  # of each rank
     keep_state: Positive = 2  # resumable states kept while the run goes on

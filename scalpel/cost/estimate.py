@@ -40,6 +40,7 @@ TEMPLATE_TOKENS = 80  # system prompt (67) and role tags, with the OLMo-2 tokeni
 PROMPT_TOKENS = 150  # template and a mean problem of OpenR1-Math-220k (91 tokens less the tags)
 KL_TOKENS = 355  # of a rendered MATH-500 problem (70) and solution (207): measured on half of it
 FACT_TOKENS = 12  # of a sentence of known_1000: assumed
+RESTORED = 0.3  # share of a forward pass that one restoration of causal tracing takes, with 32 layers: counted
 # Questions of the public sets, and mean OLMo-2 tokens of one with its choices (with its answer for GSM8K, whose
 # few-shot examples have one): measured on the public files; GPQA's is assumed, as are all others' (OTHER).
 QUESTIONS = {
@@ -104,7 +105,11 @@ class Known:
         found = []
         for name, task in step.recipe["tasks"].items():
             questions = step.inputs[f"questions/{name}"]
-            count, tokens, form = question_count(questions, self.plan.root), question_tokens(questions), form_of(questions)
+            count, tokens, form = (
+                question_count(questions, self.plan.root),
+                question_tokens(questions),
+                form_of(questions),
+            )
             count = min(task["limit"] or count, count)
             prompt = Amount.of(TEMPLATE_TOKENS) + product(task["shots"] + 1, tokens)
             passes = CHOICES[form] if form in CHOICES and task["formulation"] == "cloze" else 1
@@ -135,7 +140,9 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
         return KeptRows(RowSizes(rows, None, prompt), "the toy world's rows before the filter: an upper bound")
     if "path" in data.settings:
         count = parquet_rows(Path(data.settings["path"]))
-        return KeptRows(RowSizes(count, None, prompt), f"rows of {data.settings['path']} before the filter: an upper bound")
+        return KeptRows(
+            RowSizes(count, None, prompt), f"rows of {data.settings['path']} before the filter: an upper bound"
+        )
     repo = data.inputs["fetch"].recipe["repo"]
     if repo.endswith("/OpenR1-Math-220k") and data.recipe["filter"]["source"] == "cn_k12":
         source = "the paper's count of CN-K12 rows up to 4096 tokens: an upper bound"
@@ -288,7 +295,9 @@ def estimate(plan: Plan) -> Cost:
 
 
 def _assumptions(known: Known, rows: list[Row]) -> list[str]:
-    found = [f"N = {s.parameters:,} parameters ({number(s.parameters)}), {source}." for s, source in known.shapes.values()]
+    found = [
+        f"N = {s.parameters:,} parameters ({number(s.parameters)}), {source}." for s, source in known.shapes.values()
+    ]
     for (count, tokens, prompt), source in known.rows.values():
         length = "exact" if tokens else f"{HALF} x the longest allowed"
         found.append(
@@ -376,16 +385,22 @@ def _kl(known: Known, step: Step) -> Spent:
 
 
 def _trace(known: Known, step: Step) -> Spent:
-    """Every fact, noised copy, token and layer is a forward pass of its own, three times: MLP, attention, states."""
+    """Every fact, noised copy, token and layer is a restoration, three times: MLP, attention, states; each runs on from
+    its own token and layer alone."""
     asked = question_count(step.inputs["questions"], known.plan.root)
     facts, shape = min(step.recipe["facts"] or asked, asked), known.shape(step)
     passes = product(facts, step.recipe["samples"], FACT_TOKENS, shape.layers, 3)
-    hours = product(passes, FACT_TOKENS, 2, shape.parameters) / product(PEAK_FLOAT32, BUSY, 3600)
+    hours = product(passes, FACT_TOKENS, RESTORED, 2, shape.parameters) / product(PEAK_FLOAT32, BUSY, 3600)
     return Spent(hours, product(facts, FACT_TOKENS, shape.layers, 3, 8))
 
 
+def _audit(known: Known, step: Step) -> Spent:
+    """Seconds on a tiny model; what is held is the time of a start."""
+    return Spent(Amount.of(0.02), Amount.of(1e3))
+
+
 COSTS: dict[str, Callable[[Known, Step], Spent]] = {
-    "train": _train, "evaluate": _evaluate, "generate": _generate, "kl": _kl, "trace": _trace,
+    "audit": _audit, "train": _train, "evaluate": _evaluate, "generate": _generate, "kl": _kl, "trace": _trace,
 }  # fmt: skip
 
 

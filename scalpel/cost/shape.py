@@ -94,7 +94,15 @@ def shape_of(base: Step, root: Path) -> tuple[Shape, str]:
         toy = base.recipe
         vocabulary = -(-toy["vocab_size"] // 64) * 64
         head = toy["hidden_size"] // toy["heads"]
-        sizes = (toy["hidden_size"], toy["intermediate_size"], toy["layers"], toy["heads"], toy["heads"], head, vocabulary)
+        sizes = (
+            toy["hidden_size"],
+            toy["intermediate_size"],
+            toy["layers"],
+            toy["heads"],
+            toy["heads"],
+            head,
+            vocabulary,
+        )
         return Shape(*sizes, tied=False, query_key_norms=True, bytes=4), f"models.{base.name} of the scale"
     repo = base.inputs["fetch"].recipe["repo"]
     stem = repo

@@ -3,8 +3,10 @@
 An exhibit's file declares, at its top level,
 
 * ``READS``: the stages whose results it shows, e.g. ``("kl",)``;
-* ``table(results, options)``: a pandas frame of the data shown, saved as csv (scalpel/exhibits/results.py);
-* ``draw(frame, options, style)``, for figures: a matplotlib Figure of that frame;
+* ``table(results, options)``: a pandas frame of the data shown, saved as csv; results is a Results of
+  scalpel/exhibits/results.py. A column ``<name> ±`` holds the standard errors of the column ``<name>``;
+* ``draw(frame, options, style)``, for figures: a matplotlib Figure of that frame and nothing else; style is a Style of
+  scalpel/exhibits/style.py;
 * ``Options``, if it takes options of its own: a subclass of ExhibitOptions;
 * ``PUBLISHED = True``, if it shows published numbers (``results.published``).
 
@@ -28,7 +30,10 @@ from scalpel.exhibits.options import ExhibitOptions
 from scalpel.stages import STAGES
 
 HERE = Path(__file__).parent
-SHARED = ("__init__", "options", "results", "style", "render")  # modules that are no kind of exhibit
+SHARED = (  # modules that are no kind of exhibit
+    "__init__", "axis", "drawing", "embedded", "files", "options", "render", "results", "style", "uncertainty",
+)  # fmt: skip
+SHARED_FILES = [HERE / f"{name}.py" for name in SHARED]
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}
 
 
@@ -83,7 +88,7 @@ def find(name: str, root: Path, where: str) -> Kind:
     unknown = [stage for stage in reads if stage not in STAGES]
     if unknown:
         raise UserError(f"{where}: {path}: READS names {unknown[0]!r}{nearest(unknown[0], STAGES)}.")
-    return Kind(name, module, _code(path, *(HERE / f"{shared}.py" for shared in SHARED)))
+    return Kind(name, module, _code(path, *SHARED_FILES))
 
 
 def _load(path: Path, where: str) -> ModuleType:
@@ -102,7 +107,7 @@ def report_code() -> str:
     """Hash of what writes the report: scalpel/report, scalpel/claims and what they share with exhibits."""
     folders = [HERE.parent / "report", HERE.parent / "claims"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".jinja", ".css"))
-    return _code(*files, HERE / "results.py")
+    return _code(*files, *SHARED_FILES)
 
 
 def _code(*paths: Path) -> str:

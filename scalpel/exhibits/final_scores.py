@@ -1,11 +1,18 @@
-"""To be written."""
+"""Benchmark scores of the final checkpoints, as bars."""
 
-READS = ('evaluate',)
+READS = ("evaluate",)
 
 
 def table(results, options):
-    raise NotImplementedError
+    """Columns run, seed, task, step, value (0 to 1), stderr (over questions), questions."""
+    from scalpel.exhibits.results import final
+
+    return final(results.scores())[["run", "seed", "task", "step", "value", "stderr", "questions"]]
 
 
 def draw(frame, options, style):
-    raise NotImplementedError
+    figure = style.figure(9.0, 3.4, "Final scores")
+    axes = figure.subplots()
+    style.bars(axes, frame)
+    style.legend(axes, "bars", ncols=min(len(style.runs), 5), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure

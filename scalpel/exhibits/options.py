@@ -25,7 +25,13 @@ class ExhibitOptions(Strict):
     height_inches: Inches | None = None
     font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
-    labels: dict[str, str] = {}  # run -> name in the legend, in place of the study's look
-    x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, summed over a chain of runs
+    labels: dict[str, str] = Field({})  # run -> name in the legend, in place of the study's look
+    x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, over a chain of runs
     log_y: bool = False  # logarithmic value axis; of curves, never of bars
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in curves of every step
+
+
+class ComparedOptions(ExhibitOptions):
+    """Of exhibits that compare checkpoints with a model: the base model, or the one the run started from."""
+
+    reference: Literal["base", "start"] = "base"

@@ -1,135 +1,166 @@
-"""What all figures share: colours that tell runs apart for colour-blind readers too, sizes, smoothing, bars."""
+"""What figures share: how runs look, sizes, and the marks seaborn draws, with standard errors over seeds and questions.
 
-from contextlib import contextmanager
+matplotlib and seaborn are imported inside the functions: the report takes runs' labels from here.
+"""
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+from __future__ import annotations
 
-from scalpel.errors import UserError
-from scalpel.figures.options import FigureOptions
-from scalpel.figures.results import TASKS, final, runs_of, task_order
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-# Okabe and Ito (2008), and Paul Tol's "bright" scheme; yellow only for what comes last.
-PALETTES = {
-    "okabe_ito": ["#707070", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#F0E442"],
-    "tol_bright": ["#8C8C8C", "#4477AA", "#CCBB44", "#EE6677", "#228833", "#AA3377", "#66CCEE", "#000000", "#BBBBBB"],
-}
-RUNS = ("base", "grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_frozen_mlp", "sft_qk_only")  # fixed colours
-LABELS = {
-    "base": "base",
-    "grpo": "GRPO",
-    "sft_1ep": "SFT, 1 epoch",
-    "sft_3ep": "SFT, 3 epochs",
-    "sft_matched": "SFT, GRPO's questions",
-    "sft_frozen_mlp": "SFT, MLPs frozen",
-    "sft_qk_only": "SFT, only query and key",
-}
-MARKERS = "sovD^Pv*X"
+from scalpel.exhibits import axis
+from scalpel.exhibits.options import ExhibitOptions
+from scalpel.exhibits.results import final, task_name, task_order
+from scalpel.exhibits.uncertainty import joined
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), told apart by colour-blind readers, too; yellow, which is faint on white, last.
+PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#707070", "#F0E442")
+MARKERS = "ovD^Ps*X"  # not as many as colours, so that a colour's second run has another marker
+DARK = "#303030"
 
 
-@contextmanager
-def applied(options: FigureOptions):
-    """Matplotlib settings of one figure; also what makes its files the same on every run."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.size": options.font_size,
-                "axes.titlesize": options.font_size,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "grid.color": "#E4E4E4",
-                "grid.linewidth": 0.6,
-                "lines.linewidth": 1.5,
-                "lines.markersize": 3.5,
-                "legend.frameon": False,
-                "figure.constrained_layout.use": True,
-                "pdf.fonttype": 42,
-                "svg.hashsalt": "scalpel",
-                "svg.fonttype": "path",
-            }
-        )
-        yield
+class Style:
+    """The looks of the runs shown. A run without a look takes the next colour and marker that no look of the study has.
+
+    looks: the study's, run -> {label, color, marker}, each of which may be None.
+    """
+
+    def __init__(self, looks: dict[str, dict], runs: Sequence[str], options: ExhibitOptions):
+        self.options = options
+        self.runs = list(runs)
+        self._labels = {run: look.get("label") for run, look in looks.items()} | options.labels
+        colors = {run: (look.get("color") or "").upper() for run, look in looks.items()}
+        self.colors = _completed(self.runs, colors, PALETTE)
+        self.markers = _completed(self.runs, {run: look.get("marker") for run, look in looks.items()}, MARKERS)
+
+    def label(self, run: str) -> str:
+        """How people call a run: options.labels, else the study's look, else its name."""
+        return self._labels.get(run) or run
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Matplotlib's settings for one figure; also what makes its files the same on every run."""
+        import matplotlib
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(
+                {
+                    "font.size": self.options.font_size,
+                    "axes.titlesize": self.options.font_size,
+                    "axes.spines.top": False,
+                    "axes.spines.right": False,
+                    "axes.grid": True,
+                    "axes.axisbelow": True,
+                    "grid.color": "#E4E4E4",
+                    "grid.linewidth": 0.6,
+                    "lines.linewidth": 1.5,
+                    "lines.markersize": 4,
+                    "legend.frameon": False,
+                    "figure.constrained_layout.use": True,
+                    "pdf.fonttype": 42,
+                    "svg.hashsalt": "scalpel",
+                    "svg.fonttype": "path",
+                }
+            )
+            yield
+
+    def figure(self, width: float, height: float, title: str) -> Figure:
+        """An empty figure; width and height in inches and the title are defaults that options replace."""
+        from matplotlib.figure import Figure
+
+        options = self.options
+        figure = Figure(figsize=(options.width_inches or width, options.height_inches or height))
+        figure.suptitle(options.title or title, fontsize=options.font_size + 1.5, fontweight="bold")
+        return figure
+
+    def label_x(self, of: Axis) -> None:
+        """Label a matplotlib axis that shows option x; large counts as 200k, 1M."""
+        from matplotlib.ticker import EngFormatter
+
+        of.set_label_text(axis.LABELS[self.options.x])
+        if self.options.x != "steps":
+            of.set_major_formatter(EngFormatter(sep=""))
+
+    # ------------------------------------------------------------ marks
+
+    def lines(
+        self, axes: Axes, frame: pd.DataFrame, y: str, stderr: str | None = None, points: bool = True, **look
+    ) -> None:
+        """One line per run over column x, the mean over seeds of column `y`, with a band of one standard error.
+
+        frame: columns run, seed, x, `y` and, if the error over questions is known, `stderr`. Where a seed has no
+        number there is no point. points: mark each x. look: passed on to matplotlib's lines.
+        """
+        import seaborn
+
+        means = joined(frame, ["run", "x"], y, stderr).dropna(subset=[y])
+        runs = [run for run in self.runs if run in set(means["run"])]
+        if not runs:
+            return
+        before = len(axes.lines)
+        seaborn.lineplot(
+            means, x="x", y=y, hue="run", hue_order=runs, palette=self.colors, style="run", style_order=runs,
+            markers=self.markers if points else False, dashes=False, errorbar=None, ax=axes, legend=False, **look,
+        )  # fmt: skip
+        for line in axes.lines[before:]:
+            line.set_markeredgecolor(line.get_color())  # seaborn's are white
+            if len(line.get_xdata()) == 1 and not points:
+                line.set_marker("o")  # a line of one point would not be seen
+        for run, mean in means.sort_values("x").groupby("run", sort=False):
+            # Not seaborn's band: it has none for a single seed, whose error is that over questions.
+            low, high = mean[y] - mean["stderr"], mean[y] + mean["stderr"]
+            axes.fill_between(mean["x"], low, high, color=self.colors[run], alpha=0.15, linewidth=0)
+        axes.set_ylabel("")
+        self.label_x(axes.xaxis)
+
+    def bars(self, axes: Axes, frame: pd.DataFrame) -> None:
+        """Final scores in percent: a group per task, a bar per run, whiskers of one standard error.
+
+        frame: columns run, seed, step, task, value (0 to 1), stderr; of each run and seed the last step is shown.
+        """
+        import seaborn
+
+        last = final(frame)
+        means = joined(last, ["run", "task"], "value", "stderr")
+        tasks = task_order(means["task"])
+        width = 0.84
+        seaborn.barplot(
+            means.assign(value=100 * means["value"]), x="task", y="value", hue="run", order=tasks, hue_order=self.runs,
+            palette=self.colors, saturation=1, width=width, gap=0.06, errorbar=None, ax=axes, legend=False,
+        )  # fmt: skip
+        places = [
+            tasks.index(task) + ((self.runs.index(run) + 0.5) / len(self.runs) - 0.5) * width
+            for run, task in zip(means["run"], means["task"], strict=True)
+        ]
+        axes.errorbar(places, 100 * means["value"], 100 * means["stderr"], fmt="none", ecolor=DARK, elinewidth=0.8)
+        axes.set_xticks(range(len(tasks)), [task_name(task) for task in tasks])
+        axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 100), xlabel="", ylabel="score (%)")
+        axes.grid(axis="x", visible=False)
+
+    def legend(self, place: Axes | Figure, mark: str = "points", extra: Sequence = (), **where) -> None:
+        """A legend of the runs as points, lines or bars, and of `extra` handles. where: for matplotlib's legend."""
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
+        def handle(run: str):
+            color, label = self.colors[run], self.label(run)
+            if mark == "bars":
+                return Patch(color=color, label=label)
+            return Line2D([], [], color=color, marker=self.markers[run] if mark == "points" else None, label=label)
+
+        place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 
-def new_figure(options: FigureOptions, width: float, height: float, title: str) -> Figure:
-    """An empty figure; width and height in inches and the title are defaults that options replace."""
-    figure = Figure(figsize=(options.width_inches or width, options.height_inches or height))
-    figure.suptitle(options.title or title, fontsize=options.font_size + 1.5, fontweight="bold")
-    return figure
-
-
-def shown_runs(inputs: dict, stage: str, options: FigureOptions) -> list[str]:
-    """Runs to draw, in order; UserError when options name one that has no results here."""
-    found = runs_of(inputs, stage)
-    for run in options.runs:
-        if run not in found:
-            raise UserError(f"option runs: {run!r} has no {stage} results here; there are {', '.join(found)}.")
-    return list(options.runs) or found
-
-
-def label(run: str, options: FigureOptions) -> str:
-    return options.labels.get(run, LABELS.get(run, run))
-
-
-def look(run: str, options: FigureOptions, runs: list[str]) -> dict:
-    """Colour and marker of a run: fixed for the paper's runs, the next unused ones for others."""
-    others = [name for name in runs if name not in RUNS]
-    index = RUNS.index(run) if run in RUNS else len(RUNS) + others.index(run)
-    colours = PALETTES[options.palette]
-    return {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average without the pull of its start (divided by the sum of its weights)."""
-    average, total, result = 0.0, 0.0, []
-    for value in np.asarray(values, dtype=float):
-        if np.isfinite(value):
-            average = weight * average + (1 - weight) * value
-            total = weight * total + (1 - weight)
-        result.append(average / total if total else np.nan)
-    return np.array(result)
-
-
-def curve(axes, steps, values, options: FigureOptions, look: dict, name: str) -> None:
-    """A training curve: raw values thin and pale, smoothed on top."""
-    axes.plot(steps, values, color=look["color"], alpha=0.3, linewidth=0.7)
-    axes.plot(steps, smoothed(values, options.smoothing), color=look["color"], label=name)
-    axes.set_xlabel("optimizer step")
-    if options.log_y:
-        axes.set_yscale("log")
-
-
-def grouped_bars(axes, frames: dict, options: FigureOptions) -> None:
-    """Final scores in percent, one group per task and one bar per run, whiskers of one standard error."""
-    tasks = task_order(frames.values())
-    width = 0.84 / len(frames)
-    for i, (run, frame) in enumerate(frames.items()):
-        last = final(frame).set_index("task").reindex(tasks)
-        places = np.arange(len(tasks)) + (i - (len(frames) - 1) / 2) * width
-        axes.bar(
-            places,
-            100 * last["value"],
-            width * 0.94,
-            yerr=100 * last["stderr"].fillna(0),
-            color=look(run, options, list(frames))["color"],
-            error_kw={"elinewidth": 0.8, "ecolor": "#303030"},
-            label=label(run, options),
-        )
-    axes.set_xticks(np.arange(len(tasks)), [TASKS.get(task, task) for task in tasks])
-    axes.set_xlim(-0.55, len(tasks) - 0.45)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("score (%)")
-    axes.grid(axis="x", visible=False)
-    axes.legend(ncols=min(len(frames), 5), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-def one_run(inputs: dict, stage: str, options: FigureOptions) -> str:
-    """The one run a figure of a single run shows."""
-    runs = shown_runs(inputs, stage, options)
-    if len(runs) != 1:
-        raise UserError(f"option runs: this figure shows one run, not {len(runs)} ({', '.join(runs)}).")
-    return runs[0]
+def _completed(runs: Sequence[str], given: dict[str, str | None], choice: Sequence[str]) -> dict[str, str]:
+    """What the study gives each run, and for the others what it gives none, then all over again."""
+    free = [value for value in choice if value not in given.values()]
+    missing = [run for run in runs if not given.get(run)]
+    return {run: given.get(run) or [*free, *choice * len(missing)][missing.index(run)] for run in runs}

@@ -1,18 +1,66 @@
-"""To be written."""
+"""Curves of what was logged at every optimizer step: one panel per column, each step pale and smoothed on top."""
 
-READS = ('train', 'given')
+from typing import Annotated
 
-
-def table(results, options):
-    raise NotImplementedError
-
-
-def draw(frame, options, style):
-    raise NotImplementedError
-
+from pydantic import Field
 
 from scalpel.exhibits.options import ExhibitOptions
 
+READS = ("train", "given")
+PANELS = 3  # in a row
+
 
 class Options(ExhibitOptions):
-    columns: dict[str, str]
+    columns: Annotated[dict[str, str], Field(min_length=1)]  # column of log.parquet -> what its axis says
+    limits: tuple[float, float] | None = None  # of the value axis; None: from the values, and from 0 if none is below
+
+
+def table(results, options):
+    """Columns run, seed, step, x, column, value and smoothed: an exponential moving average."""
+    log = results.placed(results.log(list(options.columns)), options.x)
+    rows = log.melt(["run", "seed", "step", "x"], list(options.columns), "column", "value")
+    series = rows.groupby(["run", "seed", "column"], sort=False)["value"]
+    return rows.assign(smoothed=series.transform(lambda values: smoothed(values, options.smoothing)))
+
+
+def smoothed(values, weight: float) -> list[float]:
+    """Exponential moving average, divided by the sum of its weights, so that the start has no pull; nan is left out."""
+    average, total, result = 0.0, 0.0, []
+    for value in values:
+        if value == value:
+            average = weight * average + (1 - weight) * value
+            total = weight * total + (1 - weight)
+        result.append(average / total if total else float("nan"))
+    return result
+
+
+def draw(frame, options, style):
+    """Several seeds: the mean of their smoothed curves with a band of one standard error between seeds."""
+    from matplotlib.lines import Line2D
+
+    count = len(options.columns)
+    rows, columns = -(-count // PANELS), min(count, PANELS)
+    figure = style.figure(3.4 * columns + 0.2, 0.6 + 2.6 * rows, "Training")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (column, name) in zip(panels, options.columns.items(), strict=False):
+        shown = frame[frame["column"] == column]
+        for (run, _), line in shown.groupby(["run", "seed"], sort=False):
+            axes.plot(line["x"], line["value"], color=style.colors[run], alpha=0.3, linewidth=0.7)
+        style.lines(axes, shown, "smoothed", points=False)
+        axes.set_ylabel(name)
+        if options.log_y:
+            axes.set_yscale("log")
+        elif options.limits:
+            axes.set_ylim(options.limits)
+        elif shown["value"].min() >= 0:
+            axes.set_ylim(bottom=0)
+    for axes in list(panels)[count:]:
+        axes.set_visible(False)
+    if len(style.runs) > 1:
+        style.legend(figure, "lines", loc="outside lower center", ncols=min(len(style.runs), 4))
+    else:
+        color = style.colors[style.runs[0]]
+        raw = Line2D([], [], color=color, alpha=0.3, linewidth=0.7, label="each step")
+        average = Line2D([], [], color=color, label=f"moving average ({options.smoothing:g})")
+        figure.legend(handles=[raw, average], loc="outside lower center", ncols=2)
+    return figure

@@ -31,14 +31,14 @@ COMPLETION_SECONDS = 3600.0  # that one step's completions may take
 OTHER_WEIGHTS = 409  # status: the server does not hold the step's weights
 
 
-class Rollouts:
+class Servers:
     """Client of the rollout servers named in the environment, used by rank 0 alone."""
 
     def __init__(self, urls: Sequence[str], token: str, seconds: float):
         self.urls, self.token, self.seconds = list(urls), token, seconds
 
     @classmethod
-    def of_environment(cls, seconds: float) -> Rollouts | None:
+    def of_environment(cls, seconds: float) -> Servers | None:
         """The servers the launcher started; None when ranks complete for themselves.
 
         seconds: how long a server may take to start, or to come back after it died.

@@ -60,7 +60,7 @@ def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
             token = secrets.token_hex(16)
             start = last_model(job.inputs, "start")
             engine = EngineSettings(
-                batch_size=settings.sequences_per_device,
+                batch_size=settings.completions_at_once,
                 memory_fraction=server.memory_fraction,
                 dtype=job.recipe["dtype"],
             )
@@ -105,7 +105,7 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
         if devices:
             mine[DEVICES] = ",".join(devices)
         names.append(f"rank {rank}")
-        crew.start(names[-1], "scripts.train_rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
+        crew.start(names[-1], "scripts.rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
     return names
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.methods.method import Method
-from scalpel.methods.rollout_recipe import RolloutRecipe, rollout_work
+from scalpel.methods.rollout_recipe import RolloutRecipe, rollout_accumulation, rollout_work
 
 
 class GRPORecipe(RolloutRecipe):
@@ -26,3 +26,4 @@ class GRPO(Method):
     samples = True
     trainer = "scalpel.methods.grpo_trainer"
     work = staticmethod(rollout_work)
+    accumulation = staticmethod(rollout_accumulation)

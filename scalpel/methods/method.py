@@ -41,3 +41,8 @@ class Method:
     def work(recipe, rows: RowSizes) -> Work:
         """Tokens of a whole run."""
         raise NotImplementedError
+
+    @staticmethod
+    def accumulation(recipe, sequences_per_device: int, ranks: int) -> int:
+        """Micro-batches of each rank in one optimizer step, as far as it is known before the rows are."""
+        raise NotImplementedError

@@ -1,5 +1,7 @@
 """Verifiable rewards: accuracy by math-verify, format by the system prompt's tags (paper appendix B.2)."""
 
+from __future__ import annotations
+
 import re
 
 from scalpel.data.answers import Grader

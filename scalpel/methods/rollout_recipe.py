@@ -9,6 +9,7 @@ from pydantic import Field
 from scalpel.config.training import MethodRecipe
 from scalpel.config.types import Fraction, Positive
 from scalpel.cost.amount import HALF, Amount, product
+from scalpel.errors import UserError
 from scalpel.methods.method import RowSizes, Work
 
 
@@ -42,3 +43,20 @@ def rollout_work(recipe: RolloutRecipe, rows: RowSizes) -> Work:
     written = product(completions, length)
     written = written / recipe.iterations if recipe.iterations > 1 else written
     return Work(product(completions, Amount.of(rows.prompt_tokens) + length), written)
+
+
+def micro_batch_size(recipe: RolloutRecipe, sequences_per_device: int, ranks: int = 1) -> int:
+    """The largest number of completions per micro-batch, up to the setting, that divides a rank's share of a step."""
+    total, left = divmod(recipe.questions_per_step * recipe.generations, ranks)
+    if left:
+        raise UserError(
+            f"{recipe.questions_per_step} questions x {recipe.generations} completions a step do not divide by "
+            f"{ranks} ranks; change train_settings.ranks, generations or questions_per_step."
+        )
+    return max(size for size in range(1, min(total, sequences_per_device) + 1) if total % size == 0)
+
+
+def rollout_accumulation(recipe: RolloutRecipe, sequences_per_device: int, ranks: int) -> int:
+    """Micro-batches of each rank in one optimizer step."""
+    sequences = recipe.questions_per_step * recipe.generations
+    return sequences // (micro_batch_size(recipe, sequences_per_device, ranks) * ranks)

@@ -50,3 +50,12 @@ class SFT(Method):
             "tokens": Amount.of(recipe.tokens_per_step),
         }[recipe.matching]
         return Work(product(recipe.steps, per_step))
+
+    @staticmethod
+    def accumulation(recipe: SFTRecipe, sequences_per_device: int, ranks: int) -> int:
+        """By tokens, as if every sequence had half of the most tokens."""
+        by_tokens = round(recipe.tokens_per_step / (HALF * recipe.max_tokens))
+        sequences = {
+            "sequences": recipe.sequences_per_step, "questions": recipe.questions_per_step, "tokens": by_tokens,
+        }[recipe.matching]  # fmt: skip
+        return max(1, -(-sequences // (sequences_per_device * ranks)))

@@ -14,7 +14,7 @@ from scalpel.config.site import Site
 from scalpel.cost.estimate import Cost
 from scalpel.plan import Plan
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
-from scalpel.preflight.gpus import gpu_stages, gpus, layout
+from scalpel.preflight.gpus import gpu_stages, gpus_of_this_node, layout
 from scalpel.preflight.packages import environment
 from scalpel.preflight.slurm import job_shapes, site_refusals
 from scalpel.preflight.supplies import disk, reachable, time_limits
@@ -34,7 +34,7 @@ def findings(plan: Plan, cost: Cost | None, site: Site, slurm: bool | None) -> I
     yield reachable(plan, os.environ)
     if on_gpus:
         yield from layout(plan)
-        yield gpus(most=max(plan.resources_of_stage(stage).gpus for stage in gpu_stages(plan)))
+        yield gpus_of_this_node(most=max(plan.resources_of_stage(stage).gpus for stage in gpu_stages(plan)))
     if slurm or (slurm is None and on_gpus and shutil.which("sbatch")):
         refusals = site_refusals(plan, site)
         for sentence in refusals:

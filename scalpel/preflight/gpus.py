@@ -18,7 +18,7 @@ def gpu_stages(plan: Plan) -> list[str]:
     return [s for s in dict.fromkeys(step.stage for step in plan.missing()) if plan.resources_of_stage(s).gpus]
 
 
-def gpus(most: int) -> Finding:
+def gpus_of_this_node(most: int) -> Finding:
     """The GPUs of this node; `most`: what the largest job asks for."""
     if not shutil.which("nvidia-smi"):
         return Finding(

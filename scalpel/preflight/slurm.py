@@ -19,7 +19,9 @@ COMMAND_SECONDS = 30.0  # that sbatch may take
 def job_shapes(plan: Plan) -> dict[tuple[int, int, int, int, int], list[str]]:
     """(threads, mem_mb, runtime, gpus, nodes) -> the stages of unfinished steps that ask for it; gpus of each node."""
     shapes: dict[tuple[int, int, int, int, int], list[str]] = {}
-    for stage in dict.fromkeys(step.stage for step in plan.missing() if not STAGES[step.stage].local):  # local ones run here
+    for stage in dict.fromkeys(
+        step.stage for step in plan.missing() if not STAGES[step.stage].local
+    ):  # local ones run here
         held: StageResources = plan.resources_of_stage(stage)
         shape = (held.threads, held.mem_mb, held.runtime, held.gpus, plan.nodes_of_stage(stage))
         shapes.setdefault(shape, []).append(stage)

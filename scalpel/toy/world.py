@@ -263,7 +263,9 @@ def write_world(recipe: ToyWorldRecipe, out: Path) -> None:
     def write(name: str, rows: list[dict], schema: pa.Schema | None = None) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema), out / f"{name}.parquet", compression="zstd")
 
-    sheet = [{"subject": f.subject, "relation": f.relation, "attribute": f.attribute, "sentence": f.sentence} for f in known]
+    sheet = [
+        {"subject": f.subject, "relation": f.relation, "attribute": f.attribute, "sentence": f.sentence} for f in known
+    ]
     write("facts", sheet)
     write("evaluation/facts", [known_fact(f) for f in known])
     questions = {name: evaluation(rng, name, recipe, known) for name in EVALUATION}
@@ -282,7 +284,17 @@ def write_world(recipe: ToyWorldRecipe, out: Path) -> None:
     write("pretraining", [pretraining_text(rng, recipe.max_operand, known) for _ in range(recipe.pretraining_samples)])
 
 
-EVALUATION = ("math_500", "aime24", "gsm8k_examples", "gsm8k", "mmlu_examples", "mmlu", "mmlu_pro_examples", "mmlu_pro", "ifeval")
+EVALUATION = (
+    "math_500",
+    "aime24",
+    "gsm8k_examples",
+    "gsm8k",
+    "mmlu_examples",
+    "mmlu",
+    "mmlu_pro_examples",
+    "mmlu_pro",
+    "ifeval",
+)
 
 
 def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: list[Fact]) -> list[dict]:

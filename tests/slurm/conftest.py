@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalpel.artifact import MANIFEST
+from scalpel.artifact.files import MANIFEST
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
@@ -79,7 +79,7 @@ class Checkout:
         shutil.copy(Path(__file__).with_name("study.yaml"), self.root / "workflow" / "studies" / "faults.yaml")
         self.configure(overrides or {})
         scale = yaml.safe_load((ROOT / "workflow" / "scales" / "laptop.yaml").read_text())
-        del scale["runs"]  # of another study
+        del scale["studies"]  # of another study
         (self.root / "workflow" / "scales" / "faults.yaml").write_text(yaml.safe_dump(scale))
         (self.root / "slurm" / "scale.yaml").write_text("scale: faults\n")
         site = {"account": "lab", "partition": "cpu", "gpu_partition": "gpu", "gpu_model": "h100"} | site
@@ -90,7 +90,7 @@ class Checkout:
     def take(self, results: Path) -> None:
         """Copy what a training run needs from the results of another checkout."""
         for made in results.glob("*/*/manifest.json"):
-            if made.parents[1].name in ("toy", "evaluation_data", "base", "data", "order"):
+            if made.parents[1].name in ("toy", "questions", "base", "data", "order"):
                 shutil.copytree(made.parent, self.root / made.parent.relative_to(results.parent))
 
     def configure(self, overrides: dict) -> None:

@@ -4,7 +4,9 @@ import shlex
 
 def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
-    here, python = (shlex.quote(str(text)).replace("{", "{{").replace("}", "}}") for text in (workflow.basedir, sys.executable))
+    here, python = (
+        shlex.quote(str(text)).replace("{", "{{").replace("}", "}}") for text in (workflow.basedir, sys.executable)
+    )
     return (
         # SLURM sends SIGTERM to all processes of a job. The shell and what keeps the lines outlive it, as a run saves
         # then; the program itself is not to inherit that.

@@ -1,4 +1,4 @@
-"""One rank of a training run, started by the launcher (scalpel/launch/supervise.py)."""
+"""One rank of a training run or an audit, started by the launcher (scalpel/launch/supervise.py)."""
 
 import sys
 from pathlib import Path
@@ -16,9 +16,15 @@ if __name__ == "__main__":
     try:
         job = open_job(Path(sys.argv[1]))
         job.settings.pop("gpus", None)
-        from scalpel.methods.run import train_job
+        settings = TrainSettings.model_validate(job.settings)
+        if job.stage == "audit":
+            from scalpel.audit.probes import audit
 
-        train_job(job, TrainSettings.model_validate(job.settings))
+            audit(settings, job.recipe["fingerprint"], job.directory)
+        else:
+            from scalpel.methods.run import train_job
+
+            train_job(job, settings)
     except Interrupted as pause:
         print(pause, file=sys.stderr)
         sys.exit(AGAIN)

@@ -1,155 +1,37 @@
-"""The paper's claims as tests on numbers: each can come out either way, on our results and on the paper's own.
+"""The claims of "Scalpel vs. Hammer", each with its test and threshold."""
 
-A difference of scores counts when it exceeds `SIGMAS` standard errors of the difference (both runs' errors
-added in quadrature; the questions are the same, so this is on the careful side). Within that, the verdict
-is "cannot be tested here": too few questions to tell. Thresholds stand beside each test in its text.
-Standard errors cover the questions drawn and the sampling, not the training seed: there is one seed.
-"""
+from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-APPEARS, ABSENT, UNTESTABLE = "appears", "does not appear", "cannot be tested here"
-SIGMAS = 2.0
+from scalpel.claims.judge import (
+    ABSENT,
+    APPEARS,
+    SIGMAS,
+    UNTESTABLE,
+    Claim,
+    Evidence,
+    Lacking,
+    Outcome,
+    both,
+    changes,
+    difference,
+    expect_positive,
+    kl_growth,
+    logged,
+    middle_over_early,
+    points,
+    score,
+    sign,
+    tenths,
+    type_means,
+)
+
 IN_DOMAIN = "math_500"
 OUT_OF_DOMAIN = ("gpqa_diamond", "mmlu", "mmlu_pro", "ifeval_prompt")  # the paper's knowledge-intensive four
 MLP = ("gate_proj", "up_proj", "down_proj")
 QUERY_KEY = ("q_proj", "k_proj")
-
-
-class Score(NamedTuple):
-    """A benchmark score between 0 and 1 and its standard error."""
-
-    value: float
-    stderr: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a study measured, by run. Missing runs or tasks make a claim untestable, not wrong."""
-
-    scores: dict[str, dict[str, Score]] = field(default_factory=dict)  # run -> task -> final score
-    kl: dict[str, dict[int, float]] = field(default_factory=dict)  # run -> step -> KL over all positions, nats
-    change: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # run -> projection -> layers, final
-    log: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # run -> column -> optimizer steps
-
-
-class Outcome(NamedTuple):
-    verdict: str
-    measured: str  # the numbers, and why when untestable
-
-
-class Lacking(Exception):
-    """Evidence that a claim needs is not there; the message says which."""
-
-
-class Claim(NamedTuple):
-    text: str
-    section: str
-    test: str  # formula and threshold
-    judge: Callable[[Evidence], Outcome]
-
-    def outcome(self, evidence: Evidence) -> Outcome:
-        try:
-            return self.judge(evidence)
-        except Lacking as lacking:
-            return Outcome(UNTESTABLE, f"{lacking}.")
-
-
-# ---------------------------------------------------------------- reading evidence
-
-
-def score(evidence: Evidence, run: str, task: str) -> Score:
-    if run not in evidence.scores:
-        raise Lacking(f"run {run} was not evaluated")
-    if task not in evidence.scores[run]:
-        raise Lacking(f"benchmark {task} is not part of this scale")
-    return evidence.scores[run][task]
-
-
-def difference(evidence: Evidence, run: str, other: str, tasks: tuple[str, ...]) -> Score:
-    """Mean over those of `tasks` that both runs have of score(run) - score(other), with its standard error."""
-    common = [task for task in tasks if task in evidence.scores.get(run, {}) and task in evidence.scores.get(other, {})]
-    if not common:
-        raise Lacking(f"{run} and {other} have none of {', '.join(tasks)} in common")
-    pairs = [(score(evidence, run, task), score(evidence, other, task)) for task in common]
-    mean = statistics.fmean(a.value - b.value for a, b in pairs)
-    return Score(mean, math.sqrt(sum(a.stderr**2 + b.stderr**2 for a, b in pairs)) / len(pairs))
-
-
-def sign(found: Score) -> int:
-    """1 or -1 when a difference exceeds SIGMAS standard errors, else 0."""
-    if abs(found.value) <= SIGMAS * found.stderr or found.value == 0:
-        return 0
-    return 1 if found.value > 0 else -1
-
-
-def points(found: Score) -> str:
-    return f"{100 * found.value:+.1f} ± {100 * found.stderr:.1f} points"
-
-
-def expect_positive(found: Score, what: str) -> Outcome:
-    """Appears when the difference is above zero beyond its error, absent when below, else too noisy to tell."""
-    verdict = {1: APPEARS, -1: ABSENT, 0: UNTESTABLE}[sign(found)]
-    noise = f"; within {SIGMAS:g} standard errors, so it cannot be told from noise" if not sign(found) else ""
-    return Outcome(verdict, f"{what} {points(found)}{noise}.")
-
-
-def both(*outcomes: Outcome) -> Outcome:
-    """Absent when any part is, untestable when any part is, appears when all do."""
-    verdicts = [outcome.verdict for outcome in outcomes]
-    worst = ABSENT if ABSENT in verdicts else UNTESTABLE if UNTESTABLE in verdicts else APPEARS
-    return Outcome(worst, " ".join(outcome.measured for outcome in outcomes))
-
-
-def changes(evidence: Evidence, run: str) -> dict[str, list[float]]:
-    if run not in evidence.change:
-        raise Lacking(f"the weight change of {run} was not measured")
-    return evidence.change[run]
-
-
-def type_means(change: dict[str, list[float]]) -> dict[str, float]:
-    return {projection: statistics.fmean(layers) for projection, layers in change.items()}
-
-
-def middle_over_early(change: dict[str, list[float]], projections: tuple[str, ...]) -> float:
-    """Mean change in the middle half of the layers over that in the first quarter."""
-    count = len(change[projections[0]])
-    if count < 4:
-        raise Lacking(f"{count} layers have no middle half")
-    quarter = count // 4
-    middle = [value for p in projections for value in change[p][quarter : count - quarter]]
-    early = [value for p in projections for value in change[p][:quarter]]
-    return statistics.fmean(middle) / statistics.fmean(early)
-
-
-def kl_growth(evidence: Evidence, run: str) -> tuple[float, float]:
-    """(KL of the last checkpoint, share of it reached after a quarter of the steps)."""
-    if len(evidence.kl.get(run, {})) < 4:
-        raise Lacking(f"the KL of {run} was not measured at four checkpoints or more")
-    curve = evidence.kl[run]
-    last = max(curve)
-    early = min(step for step in curve if step >= last / 4)
-    if curve[last] <= 0:
-        raise Lacking(f"the KL of {run} is zero at the end: it did not train")
-    return curve[last], curve[early] / curve[last]
-
-
-def tenths(evidence: Evidence, run: str, column: str) -> tuple[float, float]:
-    """Means of a logged column over the first and the last tenth of the steps."""
-    values = [
-        value for value in evidence.log.get(run, {}).get(column, []) if value is not None and math.isfinite(value)
-    ]
-    if len(values) < 10:
-        raise Lacking(f"the training log of {run} has fewer than ten steps of {column}")
-    count = max(1, len(values) // 10)
-    return statistics.fmean(values[:count]), statistics.fmean(values[-count:])
-
-
-# ---------------------------------------------------------------- the tests
 
 
 def rewards_rise(evidence: Evidence) -> Outcome:
@@ -162,9 +44,7 @@ def rewards_rise(evidence: Evidence) -> Outcome:
 
 def sft_is_smooth(evidence: Evidence) -> Outcome:
     first, last = tenths(evidence, "sft_3ep", "loss")
-    norms = evidence.log["sft_3ep"].get("grad_norm", [])
-    if len(norms) < 10:
-        raise Lacking("the training log of sft_3ep has fewer than ten gradient norms")
+    norms = logged(evidence, "sft_3ep", "grad_norm")
     windows = [norms[max(0, i - 10) : i + 11] for i in range(len(norms))]
     spikes = sum(norm > 3 * statistics.median(window) for norm, window in zip(norms, windows, strict=True))
     share = spikes / len(norms)
@@ -224,8 +104,6 @@ def kl_early_and_large(evidence: Evidence) -> Outcome:
 
 def sft_changes_more(evidence: Evidence) -> Outcome:
     means = {run: statistics.fmean(type_means(changes(evidence, run)).values()) for run in ("sft_3ep", "grpo")}
-    if means["grpo"] == 0:
-        raise Lacking("GRPO changed no weight")
     ratio = means["sft_3ep"] / means["grpo"]
     return Outcome(
         APPEARS if ratio >= 2 else ABSENT,
@@ -238,13 +116,14 @@ def query_key_most(run: str) -> Callable[[Evidence], Outcome]:
         means = type_means(changes(evidence, run))
         order = sorted(means, key=lambda projection: -means[projection])
         text = ", ".join(f"{projection.removesuffix('_proj')} {means[projection]:.3g}" for projection in order)
-        return Outcome(APPEARS if set(order[:2]) == set(QUERY_KEY) else ABSENT, f"{text}.")
+        lead = len(order) > 2 and set(order[:2]) == set(QUERY_KEY) and means[order[1]] > means[order[2]]
+        return Outcome(APPEARS if lead else ABSENT, f"{text}.")
 
     return judge
 
 
 def query_key_in_the_middle(evidence: Evidence) -> Outcome:
-    ratios = {run: middle_over_early(changes(evidence, run), QUERY_KEY) for run in ("grpo", "sft_3ep")}
+    ratios = {run: middle_over_early(evidence, run, QUERY_KEY) for run in ("grpo", "sft_3ep")}
     return Outcome(
         APPEARS if min(ratios.values()) > 1.02 else ABSENT,
         f"middle / early: GRPO {ratios['grpo']:.2f}, SFT {ratios['sft_3ep']:.2f}.",
@@ -252,7 +131,7 @@ def query_key_in_the_middle(evidence: Evidence) -> Outcome:
 
 
 def sft_changes_middle_mlps(evidence: Evidence) -> Outcome:
-    sft, grpo = (middle_over_early(changes(evidence, run), MLP) for run in ("sft_3ep", "grpo"))
+    sft, grpo = (middle_over_early(evidence, run, MLP) for run in ("sft_3ep", "grpo"))
     return Outcome(APPEARS if sft >= 1.1 and sft > grpo else ABSENT, f"middle / early: SFT {sft:.2f}, GRPO {grpo:.2f}.")
 
 

@@ -1,0 +1,42 @@
+"""What an audit holds for: the installed packages, and how a run shares its work. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from scalpel.artifact.files import RECIPE, read_json
+from scalpel.artifact.provenance import versions
+from scalpel.config.training import MethodRecipe, TrainSettings
+from scalpel.errors import UserError
+from scalpel.methods import METHODS
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "tokenizers", "safetensors")
+MANY = 4  # micro-batches that stand for any number above two: the known bugs tell 1, 2 and more apart
+
+
+def fingerprint(settings: TrainSettings, recipe: MethodRecipe) -> dict:
+    """Packages and Python as installed here, and the engine, offload, ranks and accumulation of a run."""
+    ranks = settings.ranks * settings.nodes
+    accumulation = METHODS[recipe.method].accumulation(recipe, settings.sequences_per_device, ranks)
+    return {
+        "packages": versions(PACKAGES),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "engine": settings.engine,
+        "offload": settings.offload,
+        "ranks": ranks,
+        "accumulation": min(accumulation, MANY) if accumulation != 3 else MANY,
+    }
+
+
+def refuse_other_stack(gate: Path) -> None:
+    """UserError when this node's packages are not those that the audit in `gate` was made with."""
+    audited = read_json(gate / RECIPE)["recipe"]["fingerprint"]
+    here = versions(PACKAGES)
+    for package in sorted({*audited["packages"], *here}):
+        then, now = audited["packages"].get(package, "none"), here.get(package, "none")
+        if then != now:
+            raise UserError(
+                f"{gate.name} audited {package} {then}, this node has {now}: start snakemake again where the jobs' "
+                "environment is, so that the stack that trains is the one that was audited."
+            )

@@ -1,0 +1,62 @@
+"""Main of scripts/exhibit.py: one figure or table, from its recipe file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scalpel import exhibits
+from scalpel.errors import UserError
+from scalpel.exhibits import drawing, embedded
+from scalpel.exhibits.results import Results
+from scalpel.exhibits.style import Style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def main() -> None:
+    drawing.run(render)
+
+
+def render(path: Path) -> None:
+    """Make the files of the exhibit whose recipe file is `path`: the same bytes on every run.
+
+    Raises UserError when a result is missing, damaged or cannot be shown, and when the exhibit's code has changed
+    since the recipe was written.
+    """
+    opened = drawing.opened(path)
+    recipe = opened.recipe
+    kind = exhibits.find(recipe["kind"], opened.root, opened.name)
+    opened.check_code(kind.code)
+    options = kind.options(recipe["options"], opened.name)
+    results = Results.of_entries(opened.entries, opened.root, recipe.get("published"))
+    frame = kind.module.table(results, options)
+    if not len(frame):
+        raise UserError(f"{opened.name}: there is nothing to show: its table has no rows.")
+    provenance = opened.provenance()
+    content = {"csv": _csv(frame, provenance)}
+    if kind.folder == "figures":
+        style = Style(recipe["looks"], results.runs, options)
+        content |= _pictures(kind, frame, style, options.title or opened.name, provenance)
+    drawing.put(opened, content)
+
+
+def _csv(frame: pd.DataFrame, provenance: dict) -> bytes:
+    """Numbers in full; the first line is a comment."""
+    return f"# {embedded.text_of(provenance)}\n".encode() + frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _pictures(kind: exhibits.Kind, frame: pd.DataFrame, style: Style, title: str, provenance: dict) -> dict[str, bytes]:
+    """The figure in each of the other formats, by suffix."""
+    pictures = {}
+    with style.applied():
+        figure = kind.module.draw(frame, style.options, style)
+        for suffix in kind.suffixes:
+            if suffix != "csv":
+                file = io.BytesIO()
+                about = embedded.metadata(suffix, title, provenance)
+                figure.savefig(file, format=suffix, metadata=about, dpi=style.options.dpi)
+                pictures[suffix] = file.getvalue()
+    return pictures

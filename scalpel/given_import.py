@@ -1,0 +1,151 @@
+"""Checkpoints made elsewhere put into the form of a trained run: checkpoints/, checkpoints.json, log.parquet.
+
+Weights are linked where the file system can, else copied; tokenizer, template and generation settings are the base
+model's, so that all stages render alike. What the trainer logged is read from trainer_state.json where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalpel.analysis.weight_change import open_tensors
+from scalpel.artifact.files import write_atomically
+from scalpel.artifact.identity import sha256_file
+from scalpel.errors import UserError
+from scalpel.given import model_files
+from scalpel.progress import track
+
+COLUMNS = {  # names in the logs of transformers and TRL -> names in log.parquet
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "mean_token_accuracy": "mean_token_accuracy",
+    "reward": "reward",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated_fraction",
+}
+SEEN = "num_tokens"  # TRL's count of tokens since the start of training
+ALIKE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, output: str | None) -> None:
+    """Lay the model directories `sources` (by optimizer step) out in `out`.
+
+    base: the base model. recipe: the step's, with the files' sha256 as the plan saw them and, if known,
+    questions_per_step and tokens_per_step. output: the trainer's output directory, which may hold its log.
+    Raises UserError naming the checkpoint that changed since the plan or is not one of this base model.
+    """
+    listing = []
+    with ExitStack() as stack:
+        wanted = {name: stored.shape for name, stored in open_tensors(base, stack).items()}
+    for index, (step, source) in enumerate(track(sorted(sources.items()), "checkpoints taken in"), start=1):
+        files = model_files(source)
+        for path in files:
+            expected = recipe.get("files", {}).get(str(step), {}).get(path.name)
+            if expected and sha256_file(path) != expected:
+                raise UserError(f"{path} changed since the run was planned; start snakemake again.")
+        _check_shapes(source, wanted, base)
+        target = out / "checkpoints" / f"step-{step:06d}"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+                _link(path, target / path.name)
+        shutil.copyfile(source / "config.json", target / "config.json")
+        _check_config(source / "config.json", base / "config.json")
+        for path in base.iterdir():
+            if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
+                shutil.copyfile(path, target / path.name)
+        listing.append({"index": index, "step": step, "path": f"checkpoints/{target.name}"})
+    last = max(sources)
+    states = [directory / "trainer_state.json" for directory in (sources[last], *([Path(output)] if output else []))]
+    log = next((read_log(path, recipe) for path in states if path.is_file()), None)
+    if log is None and (recipe.get("questions_per_step") or recipe.get("tokens_per_step")):
+        log = [{"step": step} | _sizes(recipe) for step in range(1, last + 1)]
+    if log:
+        pq.write_table(pa.Table.from_pylist(log), out / "log.parquet", compression="zstd")
+    write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")
+
+
+def read_log(path: Path, recipe: dict) -> list[dict]:
+    """Rows of log.parquet from a trainer_state.json: one for every logged step; UserError when it is damaged."""
+    try:
+        history = [
+            entry for entry in json.loads(path.read_text())["log_history"] if "loss" in entry and "step" in entry
+        ]
+        rows, seen, before = [], 0.0, 0
+        for entry in history:
+            row = {"step": entry["step"]} | {new: entry.get(old) for old, new in COLUMNS.items()}
+            rewards = {name.split("/")[1] + "_reward": v for name, v in entry.items() if _is_mean_reward(name)}
+            row |= rewards | _sizes(recipe, entry["step"] - before)
+            if SEEN in entry and "tokens_per_step" not in recipe:
+                row["tokens"] = entry[SEEN] - seen
+                seen = entry[SEEN]
+            before = entry["step"]
+            rows.append(row)
+        return rows
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: it holds no log_history; replace it or take it away.") from None
+
+
+def _is_mean_reward(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 3 and parts[0] == "rewards" and parts[2] == "mean"
+
+
+def _sizes(recipe: dict, steps: int = 1) -> dict:
+    """What the config says of each step; a logged row may stand for several."""
+    names = {"questions_per_step": "questions", "tokens_per_step": "tokens"}
+    return {new: recipe[old] * steps for old, new in names.items() if recipe.get(old)}
+
+
+def _check_shapes(source: Path, wanted: dict[str, tuple[int, ...]], base: Path) -> None:
+    """UserError when a checkpoint's tensors are not those of the base model."""
+    with ExitStack() as stack:
+        there = {name: stored.shape for name, stored in open_tensors(source, stack).items()}
+    absent = sorted(set(wanted) - set(there) - {"lm_head.weight"})
+    if absent:
+        raise UserError(f"{source} lacks tensor {absent[0]}, which {base} has; it is no checkpoint of this base model.")
+    other = [name for name, shape in there.items() if name in wanted and wanted[name] != shape]
+    if other:
+        raise UserError(
+            f"{source}: tensor {other[0]} has shape {list(there[other[0]])}, in {base} {list(wanted[other[0]])}; "
+            "it is no checkpoint of this base model: name its own in the run's `model`."
+        )
+
+
+def _check_config(path: Path, base: Path) -> None:
+    """UserError when config.json differs from the base model's where that would change what the weights mean."""
+    try:
+        mine, theirs = json.loads(path.read_text()), json.loads(base.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is not valid JSON; save the model again.") from None
+    for field in ALIKE:
+        if field in mine and field in theirs and mine[field] != theirs[field]:
+            raise UserError(f"{path}: {field} is {mine[field]}, of the base model {theirs[field]}.")
+    if rope_theta(mine) != rope_theta(theirs):
+        raise UserError(
+            f"{path}: rope_theta is {rope_theta(mine)}, of the base model {rope_theta(theirs)}; "
+            "give the base model the same in `config_edits`."
+        )
+
+
+def rope_theta(config: dict) -> float | None:
+    """rope_theta of a config.json, wherever the version of transformers that wrote it keeps it."""
+    rope = config.get("rope_parameters") or {}
+    return config.get("rope_theta", rope.get("rope_theta"))
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

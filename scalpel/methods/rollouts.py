@@ -1,0 +1,495 @@
+"""TRL's GRPOTrainer on a schedule and on rollouts of our own: the one place that overrides what is private in it.
+
+A step's rollouts are lists of `Rollout`, question after question, the same on every rank. They are written by the
+inference engine (scalpel/inference), graded, given credit, and cut into the micro-batches of each rank; the loss is
+TRL's. Methods subclass RolloutTrainer and override what they do differently:
+
+* `write`: where a question's rollouts come from (own completions, expert traces among them, a prefix of a trace);
+* `credit`: advantages from rewards;
+* `loss`: of one micro-batch, from its log-probabilities;
+* `after_step`, `save_more`, `load_more`: what happens between steps, and what is resumed from (a buffer, a second
+  optimizer).
+
+Several optimizer steps may be made of one batch of rollouts (`updates`, `iterations`); a run stopped among them
+resumes with the batch it had.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from accelerate.data_loader import DataLoaderShard
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import pad
+
+from scalpel.artifact.files import STATE
+from scalpel.chat import load_tokenizer, opening, token_ids
+from scalpel.data.answers import Grader
+from scalpel.errors import UserError
+from scalpel.inference.remote import Servers, full_weights
+from scalpel.inference.requests import Request
+from scalpel.inference.transformers_engine import TransformersEngine
+from scalpel.methods import rewards
+from scalpel.methods.freezing import freeze
+from scalpel.methods.loop import (
+    MethodTrainer,
+    Saving,
+    TrainingRun,
+    carry_out,
+    common_arguments,
+    make_deterministic,
+    mean_by_tokens,
+    step_flops,
+    training_dtype,
+    write_log,
+)
+from scalpel.methods.ranks import Ranks
+from scalpel.methods.rollout_recipe import RolloutRecipe, micro_batch_size, rollout_accumulation
+from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
+from scalpel.methods.state import QUESTIONS, Journal
+from scalpel.weights import load_model
+
+OWN, EXPERT, MIXED = "own", "expert", "mixed"  # who wrote a rollout: the policy, a trace, or a trace's beginning and it
+BUFFER = "rollouts-rank{rank}"  # of a state: the micro-batches that are still to be learnt from
+MEANS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+COLUMNS = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "reward": "reward",
+    "rewards/accuracy": "accuracy_reward",
+    "rewards/format": "format_reward",
+    "completions/length": "completion_length",
+    "completions/truncated": "truncated_fraction",
+    "clip_ratio/region_mean": "clipped_fraction",
+}
+ROLLOUTS = pa.schema(
+    {
+        "step": pa.int64(),  # the first optimizer step that learns from it
+        "row": pa.int64(),
+        "uuid": pa.string(),
+        "sample": pa.int64(),
+        "origin": pa.string(),
+        "prompt": pa.string(),  # the question, not rendered
+        "completion": pa.string(),
+        "accuracy_reward": pa.float64(),  # null: the gold answer cannot be parsed
+        "format_reward": pa.float64(),
+        "advantage": pa.float64(),
+        "prompt_tokens": pa.int64(),
+        "completion_ids": pa.list_(pa.int32()),
+        "completion_length": pa.int64(),  # tokens
+        "prefix_length": pa.int64(),  # of them, tokens that are a trace's
+    }
+)
+
+
+@dataclass
+class Rollout:
+    """One answer to one question. ids: token ids of the completion, with the one that ended it where it ended.
+
+    prefix: how many of them are an expert trace's. rewards: by name; None where the gold answer cannot be parsed.
+    """
+
+    row: int
+    position: int  # of the question in the run's schedule
+    sample: int
+    prompt: list[int]
+    ids: list[int]
+    ended: bool
+    origin: str = OWN
+    prefix: int = 0
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    advantage: float = 0.0
+
+
+class Update(NamedTuple):
+    """What one optimizer step of a batch of rollouts learns from: this rank's micro-batches, and what is logged."""
+
+    micro_batches: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
+class RolloutTrainer(MethodTrainer, GRPOTrainer):
+    """GRPOTrainer whose rollouts are written, graded and credited here. `config`: arguments of GRPOConfig that the
+    method adds."""
+
+    def __init__(
+        self, run: TrainingRun, questions: Questions, steps: list[list[int]], model, tokenizer, grader: Grader,
+        journals: tuple[Journal, Journal], saving: Saving, config: dict[str, Any],
+    ):  # fmt: skip
+        recipe: RolloutRecipe = run.recipe
+        self.run, self.recipe, self.rows, self.grader, self.ranks = run, recipe, questions.rows, grader, Ranks.here()
+        self.asked, self.least_rate = steps, recipe.least_rate
+        self.questions_journal, self.rollouts_journal = journals
+        self.per_batch = recipe.updates * recipe.iterations  # optimizer steps made of one batch of rollouts
+        self.micro_batch = micro_batch_size(recipe, run.settings.sequences_per_device, self.ranks.count)
+        self.accumulation = rollout_accumulation(recipe, run.settings.sequences_per_device, self.ranks.count)
+        self.opening = opening(tokenizer)
+        self.prompts: dict[int, list[int]] = {}
+        self.batch: list[Update] = []
+        self._tokens: list[int] = []  # trained on in each micro-batch since the last log
+        starts = [0]
+        for step in steps:
+            starts.append(starts[-1] + len(step))
+        self.starts = starts  # position of each step's first question
+        super().__init__(
+            model=model,
+            reward_funcs=[_unused],  # TRL wants one; rewards are given in `score`
+            args=GRPOConfig(
+                **common_arguments(run, recipe.steps),
+                per_device_train_batch_size=self.micro_batch,
+                gradient_accumulation_steps=self.accumulation,
+                num_generations=recipe.generations,
+                max_completion_length=recipe.max_completion_tokens,
+                temperature=recipe.temperature,
+                top_p=recipe.top_p,
+                disable_dropout=recipe.disable_dropout,
+                use_vllm=False,
+                **config,
+            ),
+            train_dataset=Dataset.from_dict({"prompt": [""]}),  # what is asked stands in `steps`
+            processing_class=tokenizer,
+            callbacks=[saving],
+        )
+        self.servers = Servers.of_environment(run.settings.server.start_seconds) if run.settings.server else None
+        self.engine = None if self.servers else TransformersEngine(model, tokenizer, run.settings.completions_at_once)
+
+    # ------------------------------------------------------------ what methods override
+
+    def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
+        """Rollouts of every question of a batch, given as (position, row); `generations` of each."""
+        return self.own(batch, [self.recipe.generations] * len(batch))
+
+    def credit(self, groups: list[list[Rollout]]) -> None:
+        """Set each rollout's advantage: its reward less the mean of its question's."""
+        for group, values in zip(groups, self.total_rewards(groups), strict=True):
+            centred = torch.nan_to_num(values - torch.nanmean(values), nan=0.0)
+            for rollout, advantage in zip(group, centred.tolist(), strict=True):
+                rollout.advantage = advantage
+
+    def loss(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+        """Loss of one micro-batch (`tensors` says what is in it), scaled so that micro-batches and ranks add up."""
+        return super()._compute_loss(model, inputs)
+
+    # ------------------------------------------------------------ writing
+
+    def own(self, batch: list[tuple[int, int]], samples: list[int], prefixes: list[list[int]] | None = None):
+        """Completions by the current policy, `samples[i]` of question i, each after the ids `prefixes[i]` if given.
+
+        Random numbers follow from the run's seed and the question's position alone.
+        """
+        prefixes = prefixes or [[] for _ in batch]
+        requests = [
+            Request(self.prompt(row) + prefix, (self.run.seed, position), count, self.room(prefix))
+            for (position, row), prefix, count in zip(batch, prefixes, samples, strict=True)
+        ]
+        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p}
+        if self.servers:
+            weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
+            version = self.state.global_step
+            found = self.servers.complete(requests, weights, version, **sampling) if self.ranks.first else None
+            found = self.ranks.from_first(found)
+        else:
+            with self.accelerator.autocast():
+                found = self.ranks.everyone(self.engine.complete(self.ranks.share(requests), **sampling))
+        groups = []
+        for (position, row), prefix, completions in zip(batch, prefixes, found, strict=True):
+            group = []
+            for sample, completion in enumerate(completions):
+                ended = completion.end is not None
+                ids = [*prefix, *completion.ids, *([completion.end] if ended else [])]
+                origin = MIXED if prefix else OWN
+                group.append(Rollout(row, position, sample, self.prompt(row), ids, ended, origin, len(prefix)))
+            groups.append(group)
+        return groups
+
+    def expert(self, position: int, row: int, sample: int) -> Rollout:
+        """The trace of a question as a rollout, cut at the longest completion there may be."""
+        ids = self.trace(row)
+        cut = ids[: self.recipe.max_completion_tokens]
+        return Rollout(row, position, sample, self.prompt(row), cut, len(cut) == len(ids), EXPERT, len(cut))
+
+    def prompt(self, row: int) -> list[int]:
+        """Token ids of a question's prompt."""
+        if row not in self.prompts:
+            self.prompts[row] = token_ids(self.processing_class, self.rows[row]["problem"])
+        return self.prompts[row]
+
+    def trace(self, row: int) -> list[int]:
+        """Token ids of a question's trace after its prompt, EOS included."""
+        item = self.rows[row]
+        return token_ids(self.processing_class, item["problem"], item["trace"])[len(self.prompt(row)) :]
+
+    def room(self, prefix: list[int]) -> int:
+        return self.recipe.max_completion_tokens - len(prefix)
+
+    # ------------------------------------------------------------ rewards
+
+    def score(self, groups: list[list[Rollout]]) -> None:
+        """Grade every rollout: rewards `accuracy` and `format`. Each rank grades its share."""
+        rollouts = [rollout for group in groups for rollout in group]
+        mine = self.ranks.share(rollouts)
+        texts = self.texts(mine)
+        right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
+        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(texts), strict=True)))
+        for rollout, (accuracy, form) in zip(rollouts, scores, strict=True):
+            rollout.rewards = {"accuracy": accuracy, "format": form}
+
+    def texts(self, rollouts: list[Rollout]) -> list[str]:
+        """What is graded: the completion, with the tag that the template itself opens the turn with."""
+        decoded = self.processing_class.batch_decode([r.ids for r in rollouts], skip_special_tokens=True)
+        return [self.opening + text for text in decoded]
+
+    def total_rewards(self, groups: list[list[Rollout]]) -> list[torch.Tensor]:
+        """Weighted sums of each group's rewards, float32; NaN where none of them could be given."""
+        weights = {"accuracy": self.recipe.accuracy_weight, "format": self.recipe.format_weight}
+        totals = []
+        for group in groups:
+            found = [[(weights[k], v) for k, v in r.rewards.items() if v is not None] for r in group]
+            totals.append(torch.tensor([sum(w * v for w, v in row) if row else torch.nan for row in found]))
+        return totals
+
+    # ------------------------------------------------------------ from rollouts to micro-batches
+
+    def get_train_dataloader(self):
+        """The number of each of this rank's micro-batches; what is in it is looked up."""
+        numbers = range(self.recipe.steps * self.accumulation)
+        return DataLoaderShard(
+            numbers, batch_size=1, collate_fn=lambda found: {"number": torch.tensor(found)}, num_workers=0,
+            device=self.accelerator.device,
+        )  # fmt: skip
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        step, place = divmod(int(inputs["number"]), self.accumulation)
+        if step % self.per_batch == 0 and place == 0:
+            self.batch = self.make_batch(step)
+        update = self.batch[step % self.per_batch % self.recipe.updates]
+        if place == 0:
+            self.measure(update.metrics)
+        return update.micro_batches[place]
+
+    def make_batch(self, step: int) -> list[Update]:
+        """Write the rollouts that the steps from `step` on learn from."""
+        first = step // self.per_batch * self.recipe.updates
+        places = [
+            [(self.starts[u] + i, row) for i, row in enumerate(self.asked[u])]
+            for u in range(first, first + self.recipe.updates)
+        ]
+        groups = self.write([place for update in places for place in update])
+        self.score(groups)
+        self.credit(groups)
+        updates, size = [], self.recipe.questions_per_step
+        for number in range(self.recipe.updates):
+            share = groups[number * size : (number + 1) * size]
+            self.journal(share, step + number + 1)
+            rollouts = [rollout for group in share for rollout in group]
+            updates.append(Update(self.micro_batches(rollouts), self.metrics(share)))
+        return updates
+
+    def micro_batches(self, rollouts: list[Rollout]) -> list[dict[str, Any]]:
+        """This rank's micro-batches of one update, as tensors."""
+        trained = torch.tensor(sum(len(r.ids) for r in rollouts if self.learns(r)), device=self.accelerator.device)
+        mine = self.ranks.share(rollouts)
+        found = []
+        for start in range(0, len(mine), self.micro_batch):
+            inputs = self.tensors(mine[start : start + self.micro_batch]) | {"num_items_in_batch": trained}
+            with torch.no_grad():
+                if self.per_batch > 1:
+                    inputs["old_per_token_logps"] = self.log_probabilities(self.model, inputs)
+                if self.beta:
+                    inputs["ref_per_token_logps"] = self.log_probabilities(self.ref_model, inputs)
+            found.append(inputs)
+        return found
+
+    def learns(self, rollout: Rollout) -> bool:
+        """Whether a rollout's tokens are in the loss."""
+        return rollout.ended or not self.recipe.mask_truncated_completions
+
+    def tensors(self, rollouts: list[Rollout]) -> dict[str, Any]:
+        """A micro-batch: prompts padded on the left, completions on the right, masks, advantages (a row each)."""
+        device, blank = self.accelerator.device, self.processing_class.pad_token_id
+        prompts = [torch.tensor(r.prompt) for r in rollouts]
+        completions = [torch.tensor(r.ids) for r in rollouts]
+        masks = [torch.full((len(r.ids),), int(self.learns(r))) for r in rollouts]
+        return {
+            "prompt_ids": pad(prompts, blank, "left").to(device),
+            "prompt_mask": pad([torch.ones_like(p) for p in prompts], 0, "left").to(device),
+            "completion_ids": pad(completions, blank, "right").to(device),
+            "completion_mask": pad(masks, 0, "right").to(device),
+            "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
+        }
+
+    def log_probabilities(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+        """Log-probabilities of the completions' tokens at the recipe's temperature, (sequences, tokens)."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        return self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])[0]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._tokens.append(sum(self.ranks.everyone([int(inputs["completion_mask"].sum())])))
+        return self.loss(model, inputs)
+
+    # ------------------------------------------------------------ what is written down
+
+    def journal(self, groups: list[list[Rollout]], step: int) -> None:
+        """Questions asked and rollouts, under the first step that learns from them."""
+        if not self.ranks.first:
+            return
+        asked = [{"step": step, "position": g[0].position, "row": g[0].row, "uuid": self.rows[g[0].row]["uuid"]}
+                 for g in groups]  # fmt: skip
+        self.questions_journal.add(asked)
+        rollouts = [rollout for group in groups for rollout in group]
+        self.rollouts_journal.add(
+            [
+                {
+                    "step": step,
+                    "row": rollout.row,
+                    "uuid": self.rows[rollout.row]["uuid"],
+                    "sample": rollout.sample,
+                    "origin": rollout.origin,
+                    "prompt": self.rows[rollout.row]["problem"],
+                    "completion": text,
+                    "accuracy_reward": rollout.rewards["accuracy"],
+                    "format_reward": rollout.rewards["format"],
+                    "advantage": rollout.advantage,
+                    "prompt_tokens": len(rollout.prompt),
+                    "completion_ids": rollout.ids,
+                    "completion_length": len(rollout.ids),
+                    "prefix_length": rollout.prefix,
+                }
+                for rollout, text in zip(rollouts, self.texts(rollouts), strict=True)
+            ]
+        )
+
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
+        """What is logged of rollouts. Means over the completions the policy wrote: rewards, lengths, share cut off."""
+        written = [rollout for group in groups for rollout in group if rollout.origin != EXPERT]
+        totals = torch.cat(self.total_rewards(groups))[[r.origin != EXPERT for group in groups for r in group]]
+        metrics = {"reward": torch.nanmean(totals).item()}
+        for name in ("accuracy", "format"):
+            values = [r.rewards[name] for r in written if r.rewards[name] is not None]
+            metrics[f"rewards/{name}"] = sum(values) / len(values) if values else float("nan")
+        if written:
+            metrics["completions/length"] = sum(len(r.ids) for r in written) / len(written)
+            metrics["completions/truncated"] = sum(not r.ended for r in written) / len(written)
+        return metrics
+
+    def measure(self, values: dict[str, float]) -> None:
+        """Log values of this step; NaN for what there is none of."""
+        for name, value in values.items():
+            self._metrics["train"][name].append(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mean_by_tokens(self._metrics["train"], MEANS, self._tokens)
+        self._tokens = []
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------ resuming
+
+    def save_more(self, directory: Path) -> None:
+        """The batch of rollouts when steps are still to be made of it."""
+        if self.state.global_step % self.per_batch == 0:
+            return
+        tensors, kept = {}, []
+        for number, update in enumerate(self.batch):
+            for place, inputs in enumerate(update.micro_batches):
+                tensors |= {f"{number}.{place}.{name}": value.clone() for name, value in inputs.items()}
+            kept.append({"micro_batches": len(update.micro_batches), "metrics": update.metrics})
+        directory.mkdir(parents=True, exist_ok=True)
+        name = BUFFER.format(rank=self.ranks.rank)
+        save_file(tensors, directory / f"{name}.safetensors")
+        (directory / f"{name}.json").write_text(json.dumps(kept))
+
+    def load_more(self, directory: Path) -> None:
+        name = BUFFER.format(rank=self.ranks.rank)
+        if not (directory / f"{name}.json").is_file():
+            return
+        tensors = load_file(directory / f"{name}.safetensors", device=str(self.accelerator.device))
+        kept = json.loads((directory / f"{name}.json").read_text())
+        self.batch = [Update([{} for _ in range(item["micro_batches"])], item["metrics"]) for item in kept]
+        for key, tensor in tensors.items():
+            number, place, what = key.split(".", 2)
+            self.batch[int(number)].micro_batches[int(place)][what] = tensor
+
+
+def _unused(*_args, **_kwargs):
+    raise AssertionError("rewards are given in RolloutTrainer.score")
+
+
+def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
+    """Rows that each optimizer step's share of rollouts asks; each batch of rollouts holds `updates` shares."""
+    batches = -(-recipe.steps // (recipe.updates * recipe.iterations))
+    return by_count(questions.ordered, recipe.questions_per_step, batches * recipe.updates)
+
+
+def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
+    """UserError when the longest prompt and completion exceed the model's positions."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
+    if room and longest + recipe.max_completion_tokens > room:
+        raise UserError(
+            f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
+            f"{room} positions; set filter.max_prompt_tokens to {room - recipe.max_completion_tokens} or less."
+        )
+
+
+def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
+    """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
+    recipe, settings = run.recipe, run.settings
+    if settings.engine == "fsdp" and not settings.server:
+        raise UserError(
+            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
+            "or use zero2."
+        )
+    if recipe.inference == "vllm" and not settings.server:
+        raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+    make_deterministic(run.seed, settings.threads)
+    questions = read_questions(run.kept, run.order)
+    steps = schedule(recipe, questions)
+    saved_at = checkpoint_steps(recipe.steps, recipe.checkpoints)
+    tokenizer = load_tokenizer(run.base)
+    tokenizer.padding_side = "left"
+    model = load_model(run.start, training_dtype(recipe, settings))
+    freeze(model, run.trainable)
+    check_room(model, questions.rows, steps, recipe)
+    asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
+    written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
+    saving = Saving(run, saved_at, [asked, written])
+    with Grader() as grader:
+        made = trainer(run, questions, steps, model, tokenizer, grader, (asked, written), saving, config)
+        log = carry_out(made, saving, run, columns)
+    if log is not None:
+        asked.write_parquet(run.out / "questions.parquet")
+        written.write_parquet(run.out / "rollouts.parquet")
+        write_log(log, spent(recipe, written, model, len(log)), run.out)
+
+
+def spent(recipe: RolloutRecipe, rollouts: Journal, model, steps: int) -> list[dict]:
+    """What each step cost: questions first asked in it, tokens trained on, tokens written, FLOPs."""
+    per_batch, found = (
+        recipe.updates * recipe.iterations,
+        [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)],
+    )
+    asked: list[set] = [set() for _ in range(steps)]
+    for rollout in rollouts.rows():
+        first = rollout["step"] - 1
+        length = rollout["completion_length"] + rollout["prompt_tokens"]
+        for step in range(first, min(first // per_batch * per_batch + per_batch, steps), recipe.updates):
+            found[step]["tokens"] += length
+        if first < steps:
+            found[first]["written"] += rollout["completion_length"] - rollout["prefix_length"]
+            found[first]["read"] += rollout["prompt_tokens"] * (rollout["row"] not in asked[first])
+            asked[first].add(rollout["row"])
+    return [
+        {"questions": len(rows), "tokens": f["tokens"], "written": f["written"],
+         "flops": step_flops(model, f["tokens"], f["written"], f["read"])}
+        for rows, f in zip(asked, found, strict=True)
+    ]  # fmt: skip

@@ -1,0 +1,187 @@
+"""Config -> every result with its recipe, digest, directory, inputs and gates. The Snakefile looks things up here.
+
+Nothing here imports torch or writes, `Plan.freeze` aside, which the Snakefile calls when a run starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from scalpel import claims, exhibits
+from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
+from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.config.load import freeze_config, nearest
+from scalpel.config.scale import StageResources
+from scalpel.config.study import Config, RunSpec
+from scalpel.errors import UserError
+from scalpel.plan.materials import Materials
+from scalpel.plan.model import Drawing, Entry, Run
+from scalpel.plan.runs import Runs
+from scalpel.plan.steps import Steps
+from scalpel.stages import REPORT
+
+
+class Plan:
+    """All results of one config. `steps` holds them by digest, `entries` by study, `drawings` by (study, name)."""
+
+    def __init__(self, config: Config, workflow: Path, root: Path = Path(".")):
+        self.config, self.workflow, self.root = config, workflow, root
+        self.registry = Steps(config.scale, root)
+        self.materials = Materials(config.scale, self.registry)
+        self.runs = Runs(config, self.registry, self.materials, root)
+        self.entries: dict[str, list[Entry]] = {study: list(self.runs.results(study)) for study in config.studies}
+        self.drawings: dict[tuple[str, str], Drawing] = {}
+        for study in config.studies:
+            self._show(study)
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        """Every step by digest."""
+        return self.registry.by_digest
+
+    def run(self, study: str, name: str, seed: int) -> Run:
+        """One run of a study with one seed."""
+        return self.runs.run(study, name, seed)
+
+    # ------------------------------------------------------------ what is shown
+
+    def _show(self, study: str) -> None:
+        config = self.config.studies[study]
+        looks = {run: look.model_dump(mode="json") for run, look in config.looks.items()}
+        for name, raw in config.exhibits.items():
+            where = f"{study}.yaml: exhibits.{name}"
+            kind = exhibits.find(raw.get("kind", name), self.root, where)
+            options = kind.options({key: value for key, value in raw.items() if key != "kind"}, where)
+            entries = self._chosen(study, kind.reads, options.runs, where)
+            shown = list(dict.fromkeys(entry.run for entry in entries))
+            for run in options.labels:
+                if run not in shown:
+                    raise UserError(f"{where}: labels: {run!r} is none of the runs shown{nearest(run, shown)}.")
+            published = self._published(study) if kind.published else {}
+            recipe = {"kind": kind.name, "code": kind.code, "options": options.model_dump(mode="json"), "looks": looks}
+            recipe |= {"published": published} if published else {}
+            files = tuple(f"results/{kind.folder}/{study}/{name}.{suffix}" for suffix in kind.suffixes)
+            self.drawings[study, name] = Drawing(study, name, recipe, entries, files)
+        if config.claims:
+            claims.find(config.claims, f"{study}.yaml: claims")
+        drawings = {name: drawing for (owner, name), drawing in self.drawings.items() if owner == study}
+        recipe = {
+            "title": config.title,
+            "scale": self.config.scale_name,
+            "description": self.config.scale.description,
+            "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
+            "published": self._published(study),
+            "claims": config.claims,
+            "looks": looks,
+            "runs": {run: _described(spec) for run, spec in config.runs.items()},
+            "evaluation": config.setting.evaluation.model_dump(mode="json"),
+            "code": exhibits.report_code(),
+        }
+        page = (f"results/report/{study}/index.html",)
+        self.drawings[study, REPORT] = Drawing(study, REPORT, recipe, tuple(self.entries[study]), page)
+
+    def _chosen(self, study: str, reads: tuple[str, ...], runs: tuple[str, ...], where: str) -> tuple[Entry, ...]:
+        """Entries of the stages an exhibit reads, of the runs it names or, when it names none, of all."""
+        if not runs:
+            found = [entry for entry in self.entries[study] if entry.stage in reads]
+        else:
+            found = []
+            for reference in runs:
+                owner, _, name = reference.rpartition("/")
+                owner = owner or study
+                if owner not in self.entries:
+                    raise UserError(
+                        f"{where}: runs: study {owner!r} is not in use; add it to `studies` of config.yaml."
+                    )
+                known = {entry.run for entry in self.entries[owner]}
+                if name not in known:
+                    raise UserError(f"{where}: runs: {reference!r} is no run of study {owner}{nearest(name, known)}.")
+                mine = [e for e in self.entries[owner] if e.run == name and e.stage in reads]
+                found += [entry._replace(run=reference) for entry in mine]
+        if not found:
+            raise UserError(f"{where}: none of its runs has results of stage {' or '.join(reads)}.")
+        return tuple(found)
+
+    def _published(self, study: str) -> dict:
+        name = self.config.studies[study].published
+        if not name:
+            return {}
+        path = self.workflow / "published" / name
+        if not path.is_file():
+            raise UserError(f"{study}.yaml: published: {path} does not exist.")
+        return yaml.safe_load(path.read_text())
+
+    # ------------------------------------------------------------ looking up
+
+    def _frozen(self, digest: str) -> dict:
+        """recipe.json of a step that is no longer in the config but still queued or lying in results/."""
+        found = sorted(self.root.glob(f"results/*/*-{digest}/{RECIPE}"))
+        if not found:
+            raise UserError(f"no step has digest {digest}: neither the config nor results/ knows it.")
+        return read_json(found[0])
+
+    def inputs(self, digest: str) -> list[str]:
+        """Manifests that must be finished before the step with this digest: its inputs' and its gates'."""
+        if digest in self.steps:
+            step = self.steps[digest]
+            return [other.manifest for other in (step.inputs | step.gates).values()]
+        frozen = self._frozen(digest)
+        found = frozen["inputs"] | frozen.get("gates", {})
+        return [f"{item['directory']}/{MANIFEST}" for item in found.values()]
+
+    def resources_of_stage(self, stage: str) -> StageResources:
+        """What is reserved for one job of the stage."""
+        return self.registry.resources(stage)
+
+    def nodes_of_stage(self, stage: str) -> int:
+        """Nodes of one job of the stage."""
+        settings = self.config.scale.train_settings
+        if stage not in ("train", "audit"):
+            return 1
+        return settings.nodes + (settings.server.nodes if settings.server and stage == "train" else 0)
+
+    def targets(self, study: str) -> list[str]:
+        """The first file of everything that is shown of a study; the others are made with it."""
+        return [drawing.files[0] for (owner, _), drawing in self.drawings.items() if owner == study]
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the exhibits of all studies whose files lie in results/<folder>; a stand-in if there are none."""
+        return sorted({name for (_, name), d in self.drawings.items() if d.folder == folder}) or ["none"]
+
+    def shown(self, study: str) -> list[str]:
+        """`targets` without the report."""
+        return [file for file in self.targets(study) if not file.startswith(f"results/{REPORT}/")]
+
+    def missing(self) -> list[Step]:
+        """Steps without a manifest."""
+        return [step for step in self.steps.values() if not step.finished(self.root)]
+
+    def freeze(self) -> Path:
+        """Write the config and the recipe of every step and drawing, so that a queued job outlives an edited config.
+
+        Returns the frozen config's path (scalpel.config.load.thaw reads it).
+        """
+        text = freeze_config(self.config)
+        frozen = self.root / f"results/configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not frozen.exists():
+            frozen.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(frozen, text + "\n")
+        for step in self.steps.values():
+            freeze_recipe(step, self.root)
+        for drawing in self.drawings.values():
+            path = self.root / drawing.draft_path
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, json.dumps(drawing.frozen(), indent=1, ensure_ascii=False) + "\n")
+        return frozen.resolve()
+
+
+def _described(spec: RunSpec) -> dict:
+    """A run as the report describes it: its recipe, and its axes where they are given."""
+    recipe = spec.recipe.model_dump(mode="json") if spec.recipe else {}
+    axes = spec.model_dump(mode="json", exclude={"recipe"})
+    return recipe | {name: value for name, value in axes.items() if value is not None}

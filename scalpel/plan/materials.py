@@ -1,0 +1,119 @@
+"""What runs are made from: base models, question sets, and the rows that are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scalpel import given
+from scalpel.artifact.step import Step
+from scalpel.chat import template_text
+from scalpel.config.data import HubDataset, ParquetSource, ToySource
+from scalpel.config.evaluation import FORMATS, FileQuestions, LMEvalQuestions, QuestionSet, ToyQuestions
+from scalpel.config.load import nearest
+from scalpel.config.models import HubModel, LocalModel, ToyModel
+from scalpel.config.scale import Scale
+from scalpel.errors import UserError
+from scalpel.evaluation import lm_eval_files
+from scalpel.plan.steps import Steps
+from scalpel.remembered import file_digest
+
+
+class Materials:
+    """Steps of a scale's models, question sets and datasets, by their names in it."""
+
+    def __init__(self, scale: Scale, steps: Steps):
+        self.scale, self.steps = scale, steps
+
+    def toy(self) -> Step:
+        """The generated world."""
+        return self.steps.add("toy", "world", self.scale.world.identity())
+
+    def base(self, model: str) -> Step:
+        """The base model of this name in the scale's `models`."""
+        source = self.scale.models[model]
+        form = {"chat_template": template_text(source.chat_template, f"models.{model}.chat_template")}
+        edits = {name: value for name, value in source.config_edits.identity().items() if value is not None}
+        form |= {"config_edits": edits} if edits else {}
+        if isinstance(source, ToyModel):
+            recipe = {"kind": "toy"} | source.toy.identity() | form
+            return self.steps.add("base", model, recipe, {"toy": self.toy()}, self.steps.threads("base"))
+        if isinstance(source, HubModel):
+            fetched = self.fetch_model(model, source.repo, source.revision)
+            return self.steps.add("base", model, {"kind": "fetched"} | form, {"fetch": fetched})
+        assert isinstance(source, LocalModel)
+        if not source.path.is_dir():
+            raise UserError(f"models.{model}.path: {source.path} is not a directory; point it at a saved model.")
+        files = {path.name: file_digest(path) for path in given.model_files(source.path)}
+        settings = {"path": str(source.path.resolve())}
+        return self.steps.add("base", model, {"kind": "local", "files": files} | form, {}, settings)
+
+    def fetch_model(self, name: str, repo: str, revision: str) -> Step:
+        """A model of the hub at a commit."""
+        return self.steps.add("fetch", name, {"type": "model", "repo": repo, "revision": revision})
+
+    def _fetch_dataset(self, name: str, source: HubDataset) -> Step:
+        recipe = {"type": "dataset"} | source.model_dump(mode="json", exclude={"kind"})
+        return self.steps.add("fetch", name, recipe)
+
+    def _file(self, role: str, where: str, source: Path | HubDataset, name: str) -> tuple[dict, dict, dict]:
+        """(recipe, inputs, settings) by which a step reads a file of the user's or of the hub under `role`."""
+        if isinstance(source, HubDataset):
+            return {}, {f"fetch/{role}": self._fetch_dataset(name, source)}, {}
+        if not source.is_file():
+            raise UserError(f"{where}: {source} does not exist; give the path of a file.")
+        return {role: file_digest(source)}, {}, {role: str(source.resolve())}
+
+    def questions(self, name: str) -> Step:
+        """The question set of this name in the scale's `questions`."""
+        source: QuestionSet = self.scale.questions[name]
+        where = f"questions.{name}"
+        if isinstance(source, ToyQuestions):
+            if name not in FORMATS:
+                raise UserError(f"{where}: the toy world has no questions of this name{nearest(name, FORMATS)}.")
+            return self.steps.add("questions", name, {"format": FORMATS[name], "toy": name}, {"toy": self.toy()})
+        recipe: dict = {"sha256": {}}
+        inputs: dict[str, Step] = {}
+        settings: dict = {"paths": {}}
+        if isinstance(source, FileQuestions):
+            form = source.format or FORMATS.get(name)
+            if form is None:
+                raise UserError(
+                    f"{where}: give its `format` (a public dataset's own columns are known by the set's name: "
+                    f"{', '.join(FORMATS)})."
+                )
+            recipe |= {"format": form} | ({"columns": source.columns} if source.columns else {})
+            files = {"questions": source.file} | ({"examples": source.examples} if source.examples else {})
+        else:
+            assert isinstance(source, LMEvalQuestions)
+            task = lm_eval_files.find(source.lm_eval, source.files, where)
+            recipe |= {"format": "lm_eval", "task": task.name, "yaml": task.text, "code": task.code}
+            files = task.files
+        for role, file in files.items():
+            fetched = name if role == "questions" else f"{name}_{role}"
+            hashes, steps, paths = self._file(role, f"{where}.{role}", file, fetched)
+            recipe["sha256"] |= hashes
+            inputs |= steps
+            settings["paths"] |= paths
+        return self.steps.add("questions", name, recipe, inputs, settings)
+
+    def data(self, dataset: str, model: str, guard: tuple[str, ...]) -> Step:
+        """The rows of a dataset that pass its filter, measured with this model's tokenizer and template."""
+        source, base = self.scale.datasets[dataset], self.base(model)
+        guard = guard if source.guard is None else source.guard
+        inputs = {"base": base} | {f"questions/{name}": self.questions(name) for name in guard}
+        recipe: dict = {"filter": source.filter.identity()}
+        settings = {}
+        if isinstance(source.source, ToySource):
+            inputs["toy"] = self.toy()
+            recipe["source"] = {"kind": "toy"}
+        elif isinstance(source.source, HubDataset):
+            inputs["fetch"] = self._fetch_dataset(dataset, source.source)
+            recipe["source"] = {"kind": "hub"}
+        else:
+            assert isinstance(source.source, ParquetSource)
+            recipe["source"] = source.source.model_dump(mode="json", exclude={"path"})
+            path = source.source.path
+            hashes, _, paths = self._file("path", f"datasets.{dataset}.source.path", path, dataset)
+            recipe["source"]["sha256"] = hashes["path"]
+            settings = paths
+        return self.steps.add("data", dataset, recipe, inputs, settings)

@@ -1,0 +1,116 @@
+"""What a plan is made of beside steps: runs with their seeds, results as exhibits see them, and what is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scalpel.artifact.identity import digest_of
+from scalpel.artifact.step import Step
+from scalpel.config.study import RunSpec
+from scalpel.config.types import BASE
+from scalpel.stages import EXHIBIT, REPORT, SHOWN
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study with one seed: where its checkpoints come from."""
+
+    study: str
+    name: str
+    seed: int
+    spec: RunSpec
+    base: Step
+    checkpoints: Step  # of stage train or given
+    steps: tuple[int, ...] | None  # the checkpoints' optimizer steps; None: not known before training
+    count: int  # of checkpoints
+    start: Run | None = None
+    answers: Step | None = None  # of stage generate: what it is trained on in place of traces
+
+    @property
+    def label(self) -> str:
+        """In names of results: the run's name, and its seed where there are several."""
+        return self.name if len(self.spec.seeds) == 1 else f"{self.name}.s{self.seed}"
+
+    @property
+    def chain(self) -> list[Step]:
+        """What was spent before this run's own training: generated answers and earlier runs, the first one first."""
+        before = [*self.start.chain, self.start.checkpoints] if self.start else []
+        return [*before, *([self.answers] if self.answers else [])]
+
+
+class Entry(NamedTuple):
+    """One result as exhibits and claims see it: whose it is, and which part of it.
+
+    part: the group of benchmarks, or the measure of KL. reference: what a checkpoint is compared with, base or start.
+    """
+
+    stage: str
+    run: str
+    seed: int
+    step: Step
+    part: str = ""
+    shard: int = 1
+    reference: str = BASE
+    chain: tuple[Step, ...] = ()
+
+    def identity(self) -> dict:
+        """What enters the digest of an exhibit that shows it."""
+        where = {"run": self.run, "seed": self.seed, "part": self.part, "shard": self.shard}
+        return where | {
+            "stage": self.stage,
+            "reference": self.reference,
+            "digest": self.step.digest,
+            "chain": [step.digest for step in self.chain],
+        }
+
+    def frozen(self) -> dict:
+        """What the exhibit's recipe file holds."""
+        return self._asdict() | {"step": self.step.directory, "chain": [step.directory for step in self.chain]}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An exhibit or a report: stable file names, and a digest that changes when its content would."""
+
+    study: str
+    name: str
+    recipe: dict
+    entries: tuple[Entry, ...]
+    files: tuple[str, ...]  # that it writes, below the working directory
+
+    @property
+    def digest(self) -> str:
+        stage = REPORT if self.name == REPORT else EXHIBIT
+        recipe = {"study": self.study, "name": self.name, **self.recipe, "of": [e.identity() for e in self.entries]}
+        return digest_of(stage, SHOWN[stage], recipe, {})
+
+    @property
+    def folder(self) -> str:
+        """Of its files: figures, tables or report."""
+        return self.files[0].split("/")[1]
+
+    @property
+    def recipe_path(self) -> str:
+        """Its recipe file: there while, and only while, the files show this very content."""
+        return f"results/{self.folder}/{self.study}/recipes/{self.name}-{self.digest}.json"
+
+    @property
+    def draft_path(self) -> str:
+        """Where the recipe is written when a run starts; the rule `describe` copies it from there."""
+        return f"results/configs/exhibits/{self.study}.{self.name}-{self.digest}.json"
+
+    @property
+    def manifests(self) -> list[str]:
+        steps = {step.digest: step for entry in self.entries for step in (entry.step, *entry.chain)}
+        return [step.manifest for step in steps.values()]
+
+    def frozen(self) -> dict:
+        return {
+            "study": self.study,
+            "name": self.name,
+            "digest": self.digest,
+            "recipe": self.recipe,
+            "entries": [entry.frozen() for entry in self.entries],
+            "files": self.files,
+        }

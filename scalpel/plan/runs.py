@@ -1,0 +1,209 @@
+"""Runs and their results: what each is trained from, and everything that is measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from scalpel import given
+from scalpel.artifact.step import Step
+from scalpel.audit.fingerprint import fingerprint
+from scalpel.config.data import OrderRecipe
+from scalpel.config.load import nearest
+from scalpel.config.models import HubCheckpoints, LocalCheckpoints
+from scalpel.config.study import Config, RunSpec, Study
+from scalpel.config.types import BASE
+from scalpel.errors import UserError
+from scalpel.methods import METHODS
+from scalpel.plan.materials import Materials
+from scalpel.plan.model import Entry, Run
+from scalpel.plan.steps import Steps
+from scalpel.remembered import file_digest
+from scalpel.stages import STAGES
+
+
+class Runs:
+    """The runs of a config's studies, each planned once, and the results that are made of them."""
+
+    def __init__(self, config: Config, steps: Steps, materials: Materials, root: Path):
+        self.config, self.steps, self.materials = config, steps, materials
+        self.made: dict[tuple[str, str, int], Run] = {}
+        self._being_planned: list[tuple[str, str]] = []
+        self._revisions = given.read_revisions(root)
+
+    def run(self, study: str, name: str, seed: int) -> Run:
+        """One run of a study with one seed, with all it is made from planned before it."""
+        key = (study, name, seed)
+        if key not in self.made:
+            if (study, name) in self._being_planned:
+                circle = " -> ".join(run for _, run in [*self._being_planned, (study, name)])
+                raise UserError(f"study {study}: runs are made from each other in a circle: {circle}.")
+            self._being_planned.append((study, name))
+            spec = self.config.studies[study].runs[name]
+            self.made[key] = self._given(study, name, spec) if spec.given else self._trained(study, name, spec, seed)
+            self._being_planned.pop()
+        return self.made[key]
+
+    def _referred(self, study: str, reference: str, seed: int, where: str) -> Run:
+        """The run that another one names, with the same seed, or its only one."""
+        owner, _, name = reference.rpartition("/")
+        owner = owner or study
+        if owner not in self.config.studies:
+            raise UserError(f"{where}: study {owner!r} is not in use; add it to `studies` of config.yaml.")
+        runs = self.config.studies[owner].runs
+        if name not in runs:
+            raise UserError(f"{where}: study {owner} has no run {name!r}{nearest(name, runs)}.")
+        seeds = runs[name].seeds
+        if seed not in seeds and len(seeds) > 1:
+            raise UserError(f"{where}: run {name!r} has no seed {seed}, but {', '.join(map(str, seeds))}; add it.")
+        return self.run(owner, name, seed if seed in seeds else seeds[0])
+
+    def _trained(self, study: str, name: str, spec: RunSpec, seed: int) -> Run:
+        setting, where = self.config.studies[study].setting, f"study {study}, run {name!r}"
+        start = self._referred(study, spec.start_from, seed, f"{where}: start_from") if spec.start_from else None
+        if spec.model or start is None:
+            base, model = self.materials.base(spec.model or setting.model), spec.model or setting.model
+            if start and start.base is not base:
+                raise UserError(f"{where}: it starts from {start.name!r}, which has another base model than {model!r}.")
+        else:
+            base, model = start.base, self._model_of(start)
+        data = self.materials.data(spec.dataset or setting.dataset, model, setting.guard)
+        answers = self._answers(study, spec, seed, base, data, where) if spec.data_from else None
+        rows = answers or data
+        asked = OrderRecipe(seed=seed, epochs=setting.epochs).identity()
+        order = self.steps.add("order", f"{rows.name}.s{seed}", asked, {"data": rows})
+        inputs = {"base": base, "data": rows, "order": order}
+        inputs |= {"start": start.checkpoints} if start else {}
+        inputs |= {"layers": self._trace(study, spec, seed, base, where)} if spec.layers_from else {}
+        method = METHODS[spec.recipe.method]
+        settings = self.config.scale.train_settings
+        seal = fingerprint(settings, spec.recipe)
+        name_of_audit = f"{seal['engine']}.{seal['ranks']}x{seal['accumulation']}"
+        audit = self.steps.add("audit", name_of_audit, {"fingerprint": seal}, {}, settings.model_dump(mode="json"))
+        train = self.steps.add(
+            "train", name if len(spec.seeds) == 1 else f"{name}.s{seed}", spec.recipe.identity(), inputs,
+            settings.model_dump(mode="json"),
+            gates={"audit": audit}, version=100 * STAGES["train"].version + method.version,
+        )  # fmt: skip
+        return Run(study, name, seed, spec, base, train, None, spec.recipe.checkpoints, start, answers)
+
+    def _model_of(self, run: Run) -> str:
+        while run.start and not run.spec.model:
+            run = run.start
+        return run.spec.model or self.config.studies[run.study].setting.model
+
+    def _answers(self, study: str, spec: RunSpec, seed: int, base: Step, data: Step, where: str) -> Step:
+        """Stage generate: a model's own verified answers to the questions of `data`."""
+        setting = self.config.studies[study].setting
+        recipe = setting.generate.identity() | {"seed": seed}
+        source, inputs = spec.data_from, {"base": base, "data": data}
+        if source != BASE:
+            run = self._referred(study, source, seed, f"{where}: data_from")
+            if run.base is not base:
+                raise UserError(f"{where}: data_from: {source!r} has another base model; their tokens would not agree.")
+            inputs["checkpoints"] = run.checkpoints
+        settings = self.config.scale.evaluation_settings.model_dump(mode="json")
+        return self.steps.add("generate", f"{source.replace('/', '.')}.s{seed}", recipe, inputs, settings)
+
+    def _trace(self, study: str, spec: RunSpec, seed: int, base: Step, where: str) -> Step:
+        """Stage trace: causal tracing of the base model, or of a run's last checkpoint."""
+        setting = self.config.studies[study].setting
+        questions = setting.trace.questions
+        if questions not in self.config.scale.questions:
+            raise UserError(f"{where}: layers_from needs a question set {questions!r} of known facts; add it.")
+        source, inputs = spec.layers_from, {"base": base, "questions": self.materials.questions(questions)}
+        if source != BASE:
+            inputs["checkpoints"] = self._referred(study, source, seed, f"{where}: layers_from").checkpoints
+        settings = self.config.scale.trace_settings.model_dump(mode="json")
+        return self.steps.add("trace", source.replace("/", "."), setting.trace.identity(), inputs, settings)
+
+    def _given(self, study: str, name: str, spec: RunSpec) -> Run:
+        setting, source = self.config.studies[study].setting, spec.given
+        where = f"study {study}, run {name!r}: given"
+        base = self.materials.base(spec.model or setting.model)
+        inputs, paths, files = {"base": base}, {}, {}
+        if isinstance(source, LocalCheckpoints):
+            found = source.checkpoints or given.find_checkpoints(source.path, where)
+            for step, path in sorted(found.items()):
+                files[str(step)] = {p.name: file_digest(p) for p in given.model_files(path, where)}
+                paths[str(step)] = str(path.resolve())
+            settings = {"paths": paths} | ({"output": str(source.path.resolve())} if source.path else {})
+        else:
+            assert isinstance(source, HubCheckpoints)
+            for step, branch in sorted(source.checkpoints.items()):
+                commit = given.resolved(source.repo, branch, self._revisions, where)
+                inputs[f"fetch/{step:06d}"] = self.materials.fetch_model(f"{name}.{step}", source.repo, commit)
+            settings = {}
+        recipe = {"files": files} if files else {}
+        sizes = {"questions_per_step": source.questions_per_step, "tokens_per_step": source.tokens_per_step}
+        recipe |= {field: value for field, value in sizes.items() if value is not None}
+        step = self.steps.add("given", name, recipe, inputs, settings)
+        steps = tuple(sorted(found if isinstance(source, LocalCheckpoints) else source.checkpoints))
+        return Run(study, name, source.seed, spec, base, step, steps, len(steps))
+
+    # ------------------------------------------------------------ results of a study
+
+    def results(self, study: str) -> Iterator[Entry]:
+        """Every result of a study that can be shown."""
+        config = self.config.studies[study]
+        own = self.materials.base(config.setting.model)
+        runs = [self.run(study, name, seed) for name, spec in config.runs.items() for seed in spec.seeds]
+        for base in {step.digest: step for step in (own, *(run.base for run in runs))}.values():
+            name = BASE if base is own else f"{BASE}_{base.name}"
+            yield Entry("base", name, 0, base)
+            for group, recipe in config.setting.evaluation.groups().items():
+                step = self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base})
+                yield Entry("evaluate", name, 0, step, group)
+        for run in runs:
+            yield from self._results_of(run, config)
+        rows = [run.checkpoints.inputs["data"] for run in runs if "data" in run.checkpoints.inputs]
+        for step in {step.digest: step for step in rows}.values():
+            yield Entry(step.stage, step.name, 0, step)
+
+    def _results_of(self, run: Run, config: Study) -> Iterator[Entry]:
+        setting, scale = config.setting, self.config.scale
+        chain = tuple(run.chain)
+        yield Entry(run.checkpoints.stage, run.name, run.seed, run.checkpoints, chain=chain)
+        if "layers" in run.checkpoints.inputs:
+            yield Entry("trace", run.name, run.seed, run.checkpoints.inputs["layers"])
+        count = run.spec.evaluated or run.count
+        count = min(count, run.count)
+        evaluated = [round(i * run.count / count) for i in range(1, count + 1)]
+        shards = min(setting.evaluation_shards, count)
+        bounds = [round(i * count / shards) for i in range(shards + 1)]
+        for group, recipe in setting.evaluation.groups().items():
+            for shard in range(shards):
+                share = evaluated[bounds[shard] : bounds[shard + 1]]
+                inputs = {"checkpoints": run.checkpoints}
+                step = self._evaluation(run.label, group, shard + 1, shards, recipe, share, inputs)
+                yield Entry("evaluate", run.name, run.seed, step, group, shard + 1, chain=chain)
+        references = {BASE: {"base": run.base}}
+        if run.start:
+            references["start"] = {"base": run.base, "reference": run.start.checkpoints}
+        for reference, inputs in references.items():
+            suffix = "" if reference == BASE else f".from_{reference}"
+            pair = inputs | {"checkpoints": run.checkpoints}
+            for measure, recipe in setting.kl.items():
+                questions = {"questions": self.materials.questions(recipe.questions or measure)}
+                settings = scale.kl_settings.model_dump(mode="json")
+                step = self.steps.add(
+                    "kl", f"{run.label}.{measure}{suffix}", recipe.identity(), pair | questions, settings
+                )
+                yield Entry("kl", run.name, run.seed, step, measure, reference=reference, chain=chain)
+            step = self.steps.add(
+                "weight_change", f"{run.label}{suffix}", {}, pair, self.steps.threads("weight_change")
+            )
+            yield Entry("weight_change", run.name, run.seed, step, reference=reference, chain=chain)
+
+    def _evaluation(
+        self, label: str, group: str, shard: int, shards: int, recipe, checkpoints: list[int], inputs: dict[str, Step]
+    ) -> Step:
+        """One group of benchmarks on checkpoints by index; of the base model where there are none."""
+        sets = {
+            f"questions/{name}": self.materials.questions(task.questions or name) for name, task in recipe.tasks.items()
+        }
+        name = f"{label}.{group}" + (f".{shard}of{shards}" if shards > 1 else "")
+        settings = self.config.scale.evaluation_settings.model_dump(mode="json")
+        return self.steps.add(
+            "evaluate", name, recipe.identity() | {"checkpoints": checkpoints}, inputs | sets, settings
+        )

@@ -1,0 +1,37 @@
+"""Resolve the hub branches that given runs name to commits: python -m scripts.resolve
+
+Writes revisions.yaml beside config.yaml, a line for each branch; one that stands there stays as it is, so that a
+branch that moved changes nothing by itself. Needs the network.
+"""
+
+import sys
+from pathlib import Path
+
+from scalpel.artifact.files import ROOT
+from scalpel.config.load import load, read_yaml
+from scalpel.errors import UserError
+from scalpel.fetch import branch_commits
+from scalpel.given import REVISIONS, branches, read_revisions, write_revisions
+
+
+def main() -> int:
+    config = load(read_yaml(Path("config.yaml")), ROOT / "workflow")
+    known = read_revisions(Path("."))
+    wanted = {repo: [b for b in names if f"{repo}@{b}" not in known] for repo, names in branches(config).items()}
+    for repo, names in wanted.items():
+        commits = branch_commits(repo) if names else {}
+        for name in names:
+            if name not in commits:
+                raise UserError(f"{repo} has no branch {name!r}; it has {', '.join(sorted(commits)[:8])}.")
+            known[f"{repo}@{name}"] = commits[name]
+    write_revisions(Path("."), known)
+    print(f"{REVISIONS}: {sum(map(len, wanted.values()))} branches resolved, {len(known)} in all", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

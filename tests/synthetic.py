@@ -1,0 +1,184 @@
+"""Plans, and finished results of all their steps in the stages' own layout, without running a stage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from scalpel.artifact.files import read_json
+from scalpel.artifact.manifest import seal
+from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.config.load import load, merged
+from scalpel.exhibits.results import PROJECTIONS
+from scalpel.plan import Plan
+
+WORKFLOW = Path(__file__).resolve().parents[1] / "workflow"
+STUDY = "scalpel_vs_hammer"
+STEPS = {"grpo": 100, "sft_1ep": 35, "sft_3ep": 105, "sft_matched": 100, "sft_frozen_mlp": 105, "sft_qk_only": 105}
+SCORES = {  # final scores: maths up, knowledge down, and how far for each run
+    "base": {"math_500": 0.42, "gsm8k": 0.40, "mmlu": 0.88, "mmlu_pro": 0.70, "ifeval": 0.60},
+    "grpo": {"math_500": 0.88, "gsm8k": 0.86, "mmlu": 0.86, "mmlu_pro": 0.68, "ifeval": 0.58},
+    "sft_1ep": {"math_500": 0.45, "gsm8k": 0.43, "mmlu": 0.60, "mmlu_pro": 0.45, "ifeval": 0.40},
+    "sft_3ep": {"math_500": 0.70, "gsm8k": 0.66, "mmlu": 0.45, "mmlu_pro": 0.30, "ifeval": 0.30},
+    "sft_matched": {"math_500": 0.50, "gsm8k": 0.47, "mmlu": 0.55, "mmlu_pro": 0.40, "ifeval": 0.35},
+    "sft_frozen_mlp": {"math_500": 0.66, "gsm8k": 0.64, "mmlu": 0.50, "mmlu_pro": 0.35, "ifeval": 0.30},
+    "sft_qk_only": {"math_500": 0.40, "gsm8k": 0.41, "mmlu": 0.80, "mmlu_pro": 0.60, "ifeval": 0.50},
+}
+DROPS = (
+    "reason,rows,meaning\nother_source,900,not the wanted source\ntoo_long,600,too many <tokens>\n"
+    "kept,1500,trained on\nread,3000,all rows\n"
+)
+CHECKPOINTS = 8  # of each run
+Content = dict[str, pd.DataFrame | str]  # file name -> what it holds
+
+
+# ---------------------------------------------------------------- plans
+
+
+def workflow_with(folder: Path, study: dict | str, name: str = STUDY) -> Path:
+    """A copy of workflow/ below `folder`, with a study of this name; returns it."""
+    shutil.copytree(WORKFLOW, folder / "workflow", dirs_exist_ok=True)
+    text = study if isinstance(study, str) else yaml.safe_dump(study, sort_keys=False)
+    (folder / "workflow" / "studies" / f"{name}.yaml").write_text(text)
+    return folder / "workflow"
+
+
+def study_file() -> dict:
+    """The content of workflow/studies/scalpel_vs_hammer.yaml."""
+    return yaml.safe_load((WORKFLOW / "studies" / f"{STUDY}.yaml").read_text())
+
+
+def plan_of(root: Path, raw: dict | None = None, workflow: Path = WORKFLOW) -> Plan:
+    """The plan of config.yaml's content `raw`, with CHECKPOINTS of each run."""
+    root.mkdir(parents=True, exist_ok=True)
+    few = {"overrides": {"methods": {method: {"checkpoints": CHECKPOINTS} for method in ("grpo", "sft")}}}
+    return Plan(load(merged(few, raw or {}), workflow), workflow, root)
+
+
+# ---------------------------------------------------------------- results
+
+
+def finish(step: Step, root: Path, content: Content) -> Path:
+    """Write a step's files, recipe and manifest, after those of its inputs; returns its directory."""
+    freeze_recipe(step, root)
+    directory = root / step.directory
+    for name, what in content.items():
+        if isinstance(what, str):
+            (directory / name).write_text(what)
+        else:
+            what.to_parquet(directory / name, index=False)
+    inputs = {role: root / other.directory for role, other in step.inputs.items()}
+    seal(directory, read_json(directory / "recipe.json"), inputs)
+    return directory
+
+
+def finish_all(plan: Plan, root: Path, edit: Callable[[str, str, pd.DataFrame], pd.DataFrame] | None = None) -> None:
+    """Finish every step of a plan. edit(stage, run, frame): what to write in place of a made-up frame."""
+    whose = {e.step.digest: e for entries in plan.entries.values() for e in entries}
+    for step in plan.steps.values():
+        entry = whose.get(step.digest)
+        content = made_up(entry.stage, entry.run, entry.seed, step.recipe) if entry else {}
+        if edit:
+            frames = {name: what for name, what in content.items() if isinstance(what, pd.DataFrame)}
+            content |= {name: edit(entry.stage, entry.run, frame) for name, frame in frames.items()}
+        finish(step, root, content)
+
+
+def checkpoint_steps(run: str) -> list[int]:
+    return [round(STEPS.get(run, 40) * i / CHECKPOINTS) for i in range(1, CHECKPOINTS + 1)]
+
+
+def checkpoints_json(steps: list[int]) -> str:
+    return json.dumps([{"index": i, "step": step, "path": f"checkpoints/{step}"} for i, step in enumerate(steps, 1)])
+
+
+def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
+    """The files of one result of a made-up laptop run; the same for the same arguments."""
+    rng = np.random.default_rng([seed, *stage.encode(), *run.encode()])
+    if stage == "train":
+        return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
+    if stage == "evaluate":
+        wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
+        return {"scores.parquet": _scores(run, wanted, list(recipe["tasks"]), seed, rng)}
+    if stage == "kl":
+        return {"kl.parquet": _kl(run, rng)}
+    if stage == "weight_change":
+        return {"weight_change.parquet": _weight_change(run, rng)}
+    return {"drops.csv": DROPS} if stage == "data" else {}
+
+
+def _log(run: str, rng) -> pd.DataFrame:
+    steps = np.arange(1, STEPS.get(run, 40) + 1)
+    rise, n = 1 - np.exp(-steps / 25), len(steps)
+    log = {"step": steps, "learning_rate": 1e-4, "entropy": 0.5, "questions": 8, "flops": 1e9 * steps}
+    if run == "grpo":
+        log |= {
+            "tokens": 3000.0, "written": 1500.0,
+            "loss": rng.normal(0, 0.01, n), "grad_norm": rng.gamma(4, 0.05, n),
+            "accuracy_reward": np.clip(0.4 + 0.5 * rise + rng.normal(0, 0.05, n), 0, 1),
+            "format_reward": np.clip(0.6 + 0.4 * rise + rng.normal(0, 0.03, n), 0, 1),
+        }  # fmt: skip
+    else:
+        log |= {
+            "tokens": rng.integers(2000, 4000, n).astype(float), "written": 0.0,
+            "loss": 0.4 + 1.6 * (1 - rise) + rng.normal(0, 0.03, n),
+            "grad_norm": 0.4 + 3 * (1 - rise) + rng.gamma(2, 0.05, n),
+        }  # fmt: skip
+    return pd.DataFrame(log)
+
+
+def _scores(run: str, steps: list[int], tasks: list[str], seed: int, rng) -> pd.DataFrame:
+    rows = []
+    luck = rng.normal(0, 0.03) if seed not in (0, 42) else 0.0
+    for step in steps:
+        share = step / STEPS.get(run, 40)
+        for task in tasks:
+            start = SCORES["base"].get(task, 0.5)
+            goal = SCORES.get(run, {}).get(task, 0.6)
+            value = float(np.clip(start + (goal - start) * share**0.5 + luck, 0, 1))
+            error = (value * (1 - value) / 64) ** 0.5
+            metrics = ["acc", "another"]
+            if task == "ifeval":
+                metrics = ["prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc"]
+            rows += [(step, task, m, value + 0.05 * ("inst" in m), error, 64, 64) for m in metrics]
+    columns = ["step", "task", "metric", "value", "stderr", "questions", "samples"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _kl(run: str, rng) -> pd.DataFrame:
+    steps = checkpoint_steps(run)
+    height, speed = (0.08, 1.5) if run == "grpo" else (1.2, 8)
+    level = height * (1 - np.exp(-speed * np.array(steps) / steps[-1])) * rng.uniform(0.9, 1.1)
+    step, question = np.repeat(steps, 30), np.tile(np.arange(30), len(steps))
+    kl = np.repeat(level, 30) * rng.uniform(0.7, 1.3, len(step))
+    return pd.DataFrame(
+        {"step": step, "question": question, "positions": 100, "solution_positions": 60, "kl": kl,
+         "kl_solution": 0.7 * kl * rng.uniform(0.9, 1.1, len(step))}
+    )  # fmt: skip
+
+
+def _weight_change(run: str, rng) -> pd.DataFrame:
+    rows = []
+    for step in checkpoint_steps(run):
+        for layer in range(4):
+            for p, projection in enumerate(PROJECTIONS):
+                middle = 1.3 if layer in (1, 2) and p > 3 else 1.0
+                size = (0.0015 if run == "grpo" else 0.008) * (step / STEPS.get(run, 40)) ** 0.6 * middle
+                size *= (1.2 if p < 2 else 1.0) * rng.uniform(0.95, 1.05)
+                rows.append((step, layer, projection, size * 10, 10.0, size))
+    return pd.DataFrame(rows, columns=["step", "layer", "projection", "change_norm", "base_norm", "relative"])
+
+
+def describe(plan: Plan, study: str, name: str) -> None:
+    """What Snakemake's start and the rule `describe` do for one exhibit: its recipe file."""
+    plan.freeze()
+    drawing = plan.drawings[study, name]
+    path = plan.root / drawing.recipe_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(plan.root / drawing.draft_path, path)

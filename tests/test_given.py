@@ -1,0 +1,135 @@
+"""Checkpoints made elsewhere: a plain TRL output directory, shards, verl's layout, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scalpel.analysis.weight_change import weight_change
+from scalpel.artifact.identity import sha256_file
+from scalpel.chat import load_tokenizer
+from scalpel.checkpoints import checkpoints
+from scalpel.errors import UserError
+from scalpel.given import find_checkpoints, model_files
+from scalpel.given_import import take_in
+from scalpel.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def trl_output(tiny_base, tmp_path_factory) -> Path:
+    """What TRL's SFTTrainer leaves when it is used as its documentation says, nothing of Scalpel involved."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    out = tmp_path_factory.mktemp("trl")
+    rows = [{"messages": [{"role": "user", "content": f"{i} + 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
+            for i in range(16)]  # fmt: skip
+    SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_base),
+        processing_class=AutoTokenizer.from_pretrained(tiny_base),
+        args=SFTConfig(
+            output_dir=str(out), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
+            report_to="none", use_cpu=True, learning_rate=1e-3, bf16=False,
+        ),
+        train_dataset=Dataset.from_list(rows),
+    ).train()  # fmt: skip
+    return out
+
+
+def hashes(directory: Path) -> dict:
+    found = find_checkpoints(directory, "x")
+    return {"files": {str(step): {p.name: sha256_file(p) for p in model_files(path)} for step, path in found.items()}}
+
+
+def test_a_trl_output_directory_becomes_a_run(trl_output, tiny_base, tmp_path):
+    take_in(find_checkpoints(trl_output, "x"), tiny_base, hashes(trl_output), tmp_path, str(trl_output))
+    found = checkpoints(tmp_path)
+    assert [(c.index, c.step) for c in found] == [(1, 2), (2, 4)]
+    for checkpoint in found:
+        assert load_tokenizer(checkpoint.path).chat_template == load_tokenizer(tiny_base).chat_template
+        mine = load_model(checkpoint.path, "float32").state_dict()
+        theirs = load_file(trl_output / f"checkpoint-{checkpoint.step}" / "model.safetensors")
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    log = pq.read_table(tmp_path / "log.parquet").to_pylist()
+    assert [row["step"] for row in log] == [1, 2, 3, 4] and all(row["loss"] > 0 and row["tokens"] > 0 for row in log)
+    state = json.loads((trl_output / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert sum(row["tokens"] for row in log) == max(entry.get("num_tokens", 0) for entry in state)
+    weight_change(tiny_base, [(c.step, c.path) for c in found], tmp_path)
+    assert set(pq.read_table(tmp_path / "weight_change.parquet").column("step").to_pylist()) == {2, 4}
+
+
+def test_weights_are_not_copied_where_they_can_be_linked(trl_output, tiny_base, tmp_path):
+    take_in(find_checkpoints(trl_output, "x"), tiny_base, {}, tmp_path, None)
+    linked = checkpoints(tmp_path)[0].path / "model.safetensors"
+    assert linked.stat().st_ino == (trl_output / "checkpoint-2" / "model.safetensors").stat().st_ino
+
+
+def test_shards_and_verl_s_layout(tiny_base, tmp_path):
+    directory = tmp_path / "verl" / "global_step_10" / "actor" / "huggingface"
+    load_model(tiny_base, "float32").save_pretrained(directory, max_shard_size="40KB")
+    assert len(list(directory.glob("*.safetensors"))) > 1
+    take_in(find_checkpoints(tmp_path / "verl", "x"), tiny_base, {}, tmp_path / "out", None)
+    (found,) = checkpoints(tmp_path / "out")
+    assert found.step == 10 and load_model(found.path, "float32") is not None
+    assert not (tmp_path / "out" / "log.parquet").exists()
+
+
+def test_what_the_config_says_of_a_run_that_left_no_log(tiny_base, tmp_path):
+    sizes = {"questions_per_step": 8, "tokens_per_step": 1000}
+    take_in({3: tiny_base}, tiny_base, sizes, tmp_path, None)
+    log = pq.read_table(tmp_path / "log.parquet").to_pylist()
+    assert [(row["step"], row["questions"], row["tokens"]) for row in log] == [(1, 8, 1000), (2, 8, 1000), (3, 8, 1000)]
+
+
+@pytest.fixture
+def copy(tiny_base, tmp_path):
+    """A checkpoint to spoil: copy(change of its tensors, change of its config)."""
+
+    def make(change=lambda tensors: None, config=lambda values: None) -> Path:
+        directory = tmp_path / "spoilt"
+        shutil.copytree(tiny_base, directory)
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        values = json.loads((directory / "config.json").read_text())
+        config(values)
+        (directory / "config.json").write_text(json.dumps(values))
+        return directory
+
+    return make
+
+
+def test_what_is_no_checkpoint_of_the_base_model_is_refused(copy, tiny_base, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for change, config, sentence in (
+        (lambda t: t.pop(name), lambda c: None, f"lacks tensor {name}"),
+        (lambda t: t.update({name: t[name][:-1].clone()}), lambda c: None, f"tensor {name} has shape"),
+        (lambda t: None, lambda c: c.update(hidden_size=64), "hidden_size is 64"),
+        (lambda t: None, lambda c: c["rope_parameters"].update(rope_theta=1.0), "rope_theta is 1.0"),
+    ):
+        spoilt = copy(change, config)
+        with pytest.raises(UserError, match=sentence):
+            take_in({1: spoilt}, tiny_base, {}, tmp_path / "out", None)
+        shutil.rmtree(spoilt)
+
+
+def test_a_file_that_changed_since_the_plan_is_refused(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "checkpoint-1")
+    planned = hashes(tmp_path)
+    with open(tmp_path / "checkpoint-1" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(UserError, match="changed since the run was planned"):
+        take_in(find_checkpoints(tmp_path, "x"), tiny_base, planned, tmp_path / "out", None)
+
+
+def test_a_damaged_trainer_state_is_named(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text('{"log_history": 3}')
+    with pytest.raises(UserError, match=r"trainer_state\.json is damaged"):
+        take_in(find_checkpoints(tmp_path, "x"), tiny_base, {}, tmp_path / "out", None)
