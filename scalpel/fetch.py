@@ -1,12 +1,11 @@
 """Fetch from the hub by commit hash: the only code of Scalpel that uses the network."""
 
-import csv
-import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
@@ -55,15 +54,7 @@ def to_parquet(path: Path) -> Path:
 
     Columns of objects, whose keys differ per row, become JSON text in ``<column>__json``.
     """
-    with open(path, newline="") as file:
-        rows = (
-            list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file if line.strip()]
-        )
-    for row in rows:
-        for name in [
-            n for n, v in row.items() if isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict))
-        ]:
-            row[f"{name}__json"] = json.dumps(row.pop(name), ensure_ascii=False)
+    rows = read_rows(path)
     target = path.with_suffix(".parquet")
     pq.write_table(pa.Table.from_pylist(rows), target, compression="zstd")
     return target

@@ -38,6 +38,14 @@ def tiny_base(tiny_world) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sets(tiny_world, tmp_path_factory) -> dict[str, Path]:
+    """The tiny world's question sets by name, as the questions stage lays them out."""
+    from tests.tiny import make_tiny_sets
+
+    return make_tiny_sets(tiny_world / "world" / "evaluation", tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="session")
 def other_base(tiny_base, tmp_path_factory) -> Path:
     """A second checkpoint: the tiny base's weights, shaken."""
     import shutil

@@ -1,81 +1,107 @@
-"""Evaluation by the harnesses themselves, checked against brute force."""
+"""Evaluation end to end on the tiny base, and the harnesses' numbers recomputed by independent, slow code."""
 
 import json
 import math
+import os
+import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scalpel.chat import load_tokenizer, render
-from scalpel.config import EvaluationRecipe, EvaluationSettings
+from scalpel.chat import load_tokenizer, render, token_ids
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.data.answers import Grader
 from scalpel.errors import UserError
-from scalpel.evaluation import evaluate, prepare
+from scalpel.evaluation import evaluate
+from scalpel.evaluation.questions import open_set, prepare
+from scalpel.weights import load_model
 
-RECIPE = EvaluationRecipe.model_validate(
-    {
-        "tasks": {
-            "math_500": {"samples": 3, "max_new_tokens": 20},
-            "aime24": {"max_new_tokens": 8, "limit": 2},
-            "gsm8k": {"shots": 2, "max_new_tokens": 16},
-            "mmlu": {"shots": 2},
-            "mmlu_pro": {"shots": 1},
-            "ifeval": {"max_new_tokens": 16},
-        }
-    }
-)
+TASKS = {
+    "math_500": {"samples": 3, "max_new_tokens": 24},
+    "aime24": {"samples": 2, "max_new_tokens": 24, "limit": 1},
+    "gsm8k": {"shots": 2, "max_new_tokens": 24},
+    "gpqa_diamond": {"max_new_tokens": 24},
+    "mmlu": {"shots": 2},
+    "mmlu_pro": {"shots": 2},
+    "ifeval": {"max_new_tokens": 24},
+    # the user's own
+    "sums": {"max_new_tokens": 24, "samples": 2, "shots": 1, "prompt": "Compute this.\n{question}"},
+    "quiz": {"prompt": "{question}\nOne of these: {{\n{choices}\n}}"},
+    "quiz_cloze": {"questions": "quiz", "formulation": "cloze", "shots": 1},
+    "pro_asked": {"questions": "mmlu_pro", "prompt": "About {category}: {question}", "limit": 2},
+}
+RECIPE = EvaluationRecipe.model_validate({"tasks": TASKS})
 SETTINGS = EvaluationSettings(batch_size=16)
+GPQA = {"Question": "What is 2 + 2?", "Correct Answer": "4"} | {f"Incorrect Answer {i}": str(i) for i in (1, 2, 3)}
+SUMS = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
+QUIZ = [
+    {"question": "Which is a fish?", "choices": ["the cod", "a dog", "an owl"], "answer": 0},
+    {"question": "Which is a bird?", "choices": ["the cod", "an owl"], "answer": 1},
+]
 
 
-@pytest.fixture(scope="module")
-def questions(tiny_world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("questions")
-    prepare({path.stem: path for path in (tiny_world / "world" / "evaluation").glob("*.parquet")}, out)
+def made(out, form, rows, examples=None):
+    """A question set of these rows."""
+    out.mkdir()
+    files = {"questions": rows} | ({"examples": examples} if examples else {})
+    for role, content in files.items():
+        pq.write_table(pa.Table.from_pylist(content), out / f"given_{role}.parquet")
+    prepare({"format": form}, {role: out / f"given_{role}.parquet" for role in files}, out)
     return out
 
 
 @pytest.fixture(scope="module")
-def other(tiny_base, tmp_path_factory):
-    """A second checkpoint of the same architecture, with other weights."""
-    from safetensors.torch import load_file, save_file
-
-    directory = tmp_path_factory.mktemp("other")
-    for path in tiny_base.iterdir():
-        (directory / path.name).write_bytes(path.read_bytes())
-    torch.manual_seed(5)
-    weights = {k: v + 0.3 * torch.randn_like(v) for k, v in load_file(tiny_base / "model.safetensors").items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+def sets(tiny_sets, tmp_path_factory):
+    """Task name -> question set."""
+    folder = tmp_path_factory.mktemp("mine")
+    mine = {
+        "gpqa_diamond": made(folder / "gpqa", "gpqa", [GPQA, GPQA | {"Question": "What is 1 + 3?"}]),
+        "sums": made(folder / "sums", "exact_match", SUMS, SUMS[:2]),
+        "quiz": made(folder / "quiz", "choice", QUIZ, QUIZ),
+    }
+    there = tiny_sets | mine
+    return {name: there[task.get("questions", name)] for name, task in TASKS.items()}
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_base, other, questions, tmp_path_factory):
+def evaluated(tiny_base, other_base, sets, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated")
-    evaluate([(0, tiny_base), (7, other)], questions, RECIPE, SETTINGS, out)
+    evaluate([(0, tiny_base), (7, other_base)], sets, RECIPE, SETTINGS, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def samples(evaluated):
+    return pq.read_table(evaluated / "samples.parquet").to_pandas()
 
 
 def read(out, name):
     return pq.read_table(out / f"{name}.parquet").to_pylist()
 
 
-def test_every_question_and_sample_is_kept(evaluated):
-    samples = read(evaluated, "samples")
-    counts = {}
-    for row in samples:
-        counts.setdefault((row["step"], row["task"], row["metric"]), []).append((row["prompt"], row["sample"]))
-    for step in (0, 7):
-        assert len(counts[step, "math_500", "avg@n"]) == 6 * 3
-        assert len(counts[step, "aime24", "avg@n"]) == 1
-        assert len(counts[step, "gsm8k", "extractive_match"]) == 4
-        assert len(counts[step, "mmlu", "acc"]) == 8
-        assert len(counts[step, "mmlu_pro", "acc"]) == 4
-        assert len(counts[step, "ifeval", "prompt_level_strict_acc"]) == 5
-    for row in read(evaluated, "scores"):
-        assert 0 <= row["value"] <= 1 and math.isfinite(row["stderr"])
-    assert "ifeval_sentences" in json.loads((evaluated / "notes.json").read_text())
+def test_scores_of_all_tasks(evaluated, samples, sets):
+    scores = read(evaluated, "scores")
+    assert {(row["step"], row["task"]) for row in scores} == {(step, task) for step in (0, 7) for task in TASKS}
+    for row in scores:
+        assert 0 <= row["value"] <= 1 and math.isfinite(row["stderr"]) and row["stderr"] >= 0
+    for task, options in TASKS.items():
+        asked = pq.ParquetFile(sets[task] / "questions.parquet").metadata.num_rows
+        rows = samples[(samples.task == task) & (samples.step == 7)]
+        if task != "ifeval":
+            assert rows.metric.nunique() == 1
+            wanted = min(asked, options.get("limit", asked)) * options.get("samples", 1)
+            assert len(rows) == wanted == len(rows.drop_duplicates(["question", "sample"]))
+        assert rows.prompt.str.len().min() > 0 and rows.completion.notna().all()
+    metrics = {row["task"]: row["metric"] for row in scores if row["task"] != "ifeval"}
+    assert metrics == {
+        "math_500": "avg@n", "aime24": "avg@n", "sums": "avg@n", "gsm8k": "extractive_match", "mmlu": "acc",
+        "gpqa_diamond": "extractive_match", "mmlu_pro": "acc", "quiz": "acc", "quiz_cloze": "acc", "pro_asked": "acc",
+    }  # fmt: skip
+    notes = json.loads((evaluated / "notes.json").read_text())
+    assert "ifeval_sentences" in notes and set(notes) >= {"0", "7"}
 
 
 def test_the_process_can_still_train(evaluated):
@@ -83,116 +109,260 @@ def test_the_process_can_still_train(evaluated):
     assert torch.is_grad_enabled()
 
 
-def test_each_checkpoint_is_answered_by_its_own_weights(evaluated):
-    texts = {step: [r["completion"] for r in read(evaluated, "samples") if r["step"] == step] for step in (0, 7)}
-    assert texts[0] != texts[7]
+def test_standard_error_is_that_of_question_means(evaluated, samples):
+    means = samples[(samples.task == "math_500") & (samples.step == 0)].groupby("question").score.mean()
+    [score] = [row for row in read(evaluated, "scores") if row["task"] == "math_500" and row["step"] == 0]
+    assert score["value"] == pytest.approx(means.mean()) and score["stderr"] == pytest.approx(means.sem())
 
 
-def test_scores_do_not_depend_on_the_shard(evaluated, other, questions, tmp_path):
-    evaluate([(7, other)], questions, RECIPE, SETTINGS, tmp_path)
-    assert read(tmp_path, "samples") == [row for row in read(evaluated, "samples") if row["step"] == 7]
+def test_each_checkpoint_has_its_own_weights_and_no_shard_matters(evaluated, samples, other_base, sets, tmp_path):
+    math_rows = samples[samples.task == "math_500"]
+    assert list(math_rows[math_rows.step == 0].completion) != list(math_rows[math_rows.step == 7].completion)
+    # alone, first in its process, and in batches of another size
+    evaluate([(7, other_base)], sets, RECIPE, EvaluationSettings(batch_size=5), tmp_path)
+    alone = pq.read_table(tmp_path / "samples.parquet").to_pandas()
+    together = samples[samples.step == 7].reset_index(drop=True)
+    columns = ["task", "question", "sample", "prompt", "completion", "metric", "score"]
+    assert alone[columns].equals(together[columns])
+    for mine, theirs in zip(alone.choice_logprobs.dropna(), together.choice_logprobs.dropna(), strict=True):
+        assert np.allclose(mine, theirs, atol=1e-4)
 
 
-def test_prompts_are_rendered_with_the_one_template(evaluated, tiny_base, questions):
+# ---------------------------------------------------------------- prompts
+
+
+def test_prompts_are_the_chat_templates_own(samples, tiny_base, sets):
     tokenizer = load_tokenizer(tiny_base)
-    asked = {r["prompt"] for r in read(evaluated, "samples") if r["task"] == "math_500"}
-    assert asked == {render(tokenizer, row["problem"]) for row in read(questions, "math_500")}
-    shots = next(r["prompt"] for r in read(evaluated, "samples") if r["task"] == "gsm8k")
+    rows = samples[(samples.task == "math_500") & (samples["sample"] == 0) & (samples.step == 0)]
+    problems = [row["problem"] for row in open_set(sets["math_500"]).rows()]
+    assert len(rows) == len(problems)
+    for prompt, problem in zip(rows.sort_values("question").prompt, problems, strict=True):
+        assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == token_ids(tokenizer, problem)
+    shots = samples[samples.task == "gsm8k"].prompt.iloc[0]
     assert shots.count("<|user|>") == 3 and shots.count("<|system|>") == 1
 
 
-@pytest.mark.parametrize("task", ["mmlu", "mmlu_pro"])
-def test_multiple_choice_against_brute_force(evaluated, tiny_base, task):
-    """Float64 log-likelihood of prompt + letter, one sequence at a time, picks what the harness picked."""
-    from transformers import AutoModelForCausalLM
+def first_prompt(samples, task):
+    return samples[(samples.task == task) & (samples.step == 0) & (samples.question == 0)].prompt.iloc[0]
 
+
+def test_a_prompt_of_the_tasks_own_takes_the_harness_prompts_place(samples, tiny_base, sets):
     tokenizer = load_tokenizer(tiny_base)
-    model = AutoModelForCausalLM.from_pretrained(tiny_base).double()
-    for row in [r for r in read(evaluated, "samples") if r["task"] == task and r["step"] == 0]:
-        space = " " if row["completion"].startswith(" ") else ""
-        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-        scores = []
-        for letter in "ABCDEFGHIJ"[: len(row["choice_logprobs"])]:
-            whole = tokenizer(row["prompt"] + space + letter, add_special_tokens=False)["input_ids"]
-            start = len(prompt) - 1 if whole[: len(prompt)] == prompt else len(prompt) - 2
-            with torch.no_grad():
-                logits = torch.log_softmax(model(torch.tensor([whole])).logits[0, :-1], -1)
-            scores.append(logits[range(start, len(whole) - 1), whole[start + 1 :]].sum().item())
-        offset = scores[0] - row["choice_logprobs"][0]  # the harness may count the prompt's last newline too
-        assert [s - offset for s in scores] == pytest.approx(row["choice_logprobs"], abs=1e-3)
-        best = max(range(len(scores)), key=scores.__getitem__)
-        assert "ABCDEFGHIJ"[best] == row["completion"].strip()
-        assert row["score"] == float(row["completion"].strip() == row["gold"].strip())
-
-
-def test_maths_scores_against_math_verify(evaluated):
-    rows = [r for r in read(evaluated, "samples") if r["task"] == "math_500"]
-    with Grader() as grader:
-        verdicts = grader.grade_many([(r["gold"], r["completion"]) for r in rows])
-    assert [float(bool(v)) for v in verdicts] == [r["score"] for r in rows]
-
-
-def test_standard_error_is_that_of_question_means(evaluated):
-    rows = [r for r in read(evaluated, "samples") if r["task"] == "math_500" and r["step"] == 0]
-    means = torch.tensor([r["score"] for r in rows], dtype=torch.float64).view(-1, 3).mean(1)
-    (score,) = [r for r in read(evaluated, "scores") if r["task"] == "math_500" and r["step"] == 0]
-    assert score["value"] == pytest.approx(means.mean().item())
-    assert score["stderr"] == pytest.approx((means.std() / len(means) ** 0.5).item())
-
-
-GOOD = {"question": "q", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 1}
+    sums = first_prompt(samples, "sums")
+    assert (
+        sums.endswith("<|user|>\nCompute this.\nWhat is 0 + 1?\n<|assistant|>\n") and sums.count("Compute this.") == 2
+    )
+    quiz = "Which is a fish?\nOne of these: {\nA. the cod\nB. a dog\nC. an owl\n}"
+    assert first_prompt(samples, "quiz") == render(tokenizer, quiz)
+    row = open_set(sets["mmlu_pro"]).rows()[0]
+    asked = f"About {row['category']}: {row['question']}"
+    assert first_prompt(samples, "pro_asked") == render(tokenizer, asked)
+    cloze = first_prompt(samples, "quiz_cloze")
+    assert "Question: Which is a fish?\nAnswer:" in cloze and "A. the cod" not in cloze
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "sentence"),
+    ("task", "words"),
     [
-        ("mmlu", GOOD | {"answer": 4}, "row 0: MMLU rows have 4 choices"),
-        ("mmlu", {k: v for k, v in GOOD.items() if k != "choices"}, "lacks column 'choices'"),
-        ("gsm8k", {"question": "q", "answer": "five"}, "row 0: the answer does not end in"),
-        ("math_500", {"problem": "p", "answer": ""}, "column 'answer' is empty"),
         (
-            "mmlu_pro",
-            {"question": "q", "options": ["a", "b"], "answer": "C", "answer_index": 2, "category": "c"},
-            "'C'",
+            {"prompt": "{problem} {hint}"},
+            r"math_500\.prompt: \{hint\} cannot be filled in; its question set has problem",
         ),
-        ("ifeval", {"prompt": "p", "instruction_id_list": ["a"], "kwargs__json": "[]"}, "1 instructions but 0 sets"),
+        ({"prompt": r"{problem} \boxed{}"}, "a brace that is text is written twice"),
+        ({"prompt": "{problem!x}"}, "cannot be filled in"),
+        ({"shots": 1}, "1 shots need as many examples, its question set has 0"),
+        ({"formulation": "cloze"}, "`formulation` is for multiple choice"),
     ],
 )
-def test_bad_questions_are_named(name, row, sentence, tmp_path):
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
-    with pytest.raises(UserError, match=sentence) as caught:
-        prepare({name: tmp_path / f"{name}.parquet"}, tmp_path)
-    assert f"{name}.parquet" in str(caught.value)
+def test_tasks_that_their_set_does_not_allow_are_refused(task, words, tiny_base, sets, tmp_path):
+    recipe = EvaluationRecipe.model_validate({"tasks": {"math_500": task}})
+    with pytest.raises(UserError, match=words):
+        evaluate([(0, tiny_base)], sets, recipe, SETTINGS, tmp_path)
 
 
-def test_truncated_checkpoint_is_named(tiny_base, questions, tmp_path):
-    for path in tiny_base.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes()[: 2000 if path.suffix == ".safetensors" else None])
-    with pytest.raises(UserError, match="does not load"):
-        evaluate([(0, tmp_path)], questions, RECIPE, SETTINGS, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "task", "words"),
+    [
+        ("facts", {}, "of facts, which only causal tracing reads"),
+        ("mmlu", {"samples": 2}, "`samples` is for what is answered in words"),
+        ("mmlu_pro", {"samples": 2}, "`samples` is for what is answered in words"),
+        ("mmlu_pro", {"shots": 100}, "100 shots need as many examples"),
+        ("mmlu", {"shots": 6}, "only 5 examples of subject"),
+        ("ifeval", {"samples": 2}, "IFEval judges one completion"),
+    ],
+)
+def test_so_are_they_for_other_formats(name, task, words, tiny_base, tiny_sets, tmp_path):
+    recipe = EvaluationRecipe.model_validate({"tasks": {name: task}})
+    with pytest.raises(UserError, match=words):
+        evaluate([(0, tiny_base)], tiny_sets, recipe, SETTINGS, tmp_path)
 
 
-@pytest.mark.slow
-def test_real_questions(shared_data, tiny_base, tmp_path):
-    """Real MATH-500, GSM8K, MMLU, MMLU-Pro and IFEval rows run through, whole; scores near zero are expected."""
-    files = {
-        "math_500": "math_500/test_000-249.parquet",
-        "gsm8k": "gsm8k/test_0000-0659.parquet",
-        "gsm8k_train": "gsm8k/train.parquet",
-        "mmlu": "mmlu/validation.parquet",
-        "mmlu_dev": "mmlu/dev.parquet",
-        "mmlu_pro": "mmlu_pro/test.parquet",
-        "ifeval": "ifeval/input_data.parquet",
-        "aime24": "aime24/test.parquet",
-    }
-    prepare({name: shared_data / path for name, path in files.items()}, tmp_path)
-    assert "first 5 questions of each category" in json.loads((tmp_path / "notes.json").read_text())["mmlu_pro_dev"]
-    tasks = {
-        name: {"limit": 3, "max_new_tokens": 8}
-        for name in ("math_500", "aime24", "gsm8k", "mmlu", "mmlu_pro", "ifeval")
-    }
-    evaluate([(0, tiny_base)], tmp_path, EvaluationRecipe.model_validate({"tasks": tasks}), SETTINGS, tmp_path)
+def test_completions_begin_where_the_template_began_them(tiny_sets, tmp_path):
+    """With sft_then_rl the prompt opens <think>; without it LightEval would take the reasoning for the answer."""
+    from scalpel.config.models import ToyModelRecipe
+    from tests.tiny import MODEL, make_tiny_base
+
+    base = make_tiny_base(tmp_path, ToyModelRecipe(**MODEL.model_dump() | {"steps": 2}), "sft_then_rl")
+    recipe = EvaluationRecipe.model_validate({"tasks": {"math_500": {"limit": 2, "max_new_tokens": 4}}})
+    evaluate([(0, base)], tiny_sets, recipe, SETTINGS, tmp_path)
     rows = read(tmp_path, "samples")
-    assert {row["task"] for row in rows} == set(tasks)
-    problem = read(tmp_path, "math_500")[0]["problem"]
-    assert any(problem in row["prompt"] for row in rows)
+    assert all(row["prompt"].endswith("<think>\n") and row["completion"].startswith("<think>\n") for row in rows)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("task", ["mmlu", "mmlu_pro", "quiz", "quiz_cloze"])
+def test_multiple_choice_equals_a_float64_loop(task, samples, tiny_base, sets):
+    """No batch, no cache, no harness: the log-likelihood of every choice, one forward pass each."""
+    tokenizer, model = load_tokenizer(tiny_base), load_model(tiny_base).double()
+    rows = samples[(samples.task == task) & (samples.step == 0)]
+    questions = open_set(sets[task]).rows()
+    for row in rows.head(4).itertuples():
+        choices = [(" " if task != "mmlu_pro" else "") + letter for letter in "ABCDEFGHIJ"[: len(row.choice_logprobs)]]
+        if task == "quiz_cloze":
+            choices = [f" {choice}" for choice in questions[row.question]["choices"]]
+        context = tokenizer(row.prompt.rstrip(), add_special_tokens=False)["input_ids"]
+        values = []
+        for choice in choices:
+            ids = tokenizer(row.prompt + choice, add_special_tokens=False)["input_ids"]
+            assert ids[: len(context)] == context
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            values.append(sum(logits[i - 1, ids[i]].item() for i in range(len(context), len(ids))))
+        assert np.allclose(values, row.choice_logprobs, atol=1e-3)
+        assert choices[int(np.argmax(values))] == row.completion
+        assert row.score == float(row.completion == row.gold)
+
+
+def test_math_scores_agree_with_math_verify(samples):
+    rows = samples[samples.task == "math_500"]
+    with Grader() as grader:
+        verdicts = grader.grade_many(list(zip(rows.gold, rows.completion, strict=True)))
+    boxed = rows.completion.str.contains("<answer>") | ~rows.completion.str.contains(r"\d")
+    assert [float(v) for v, use in zip(verdicts, boxed, strict=True) if use] == list(rows.score[boxed])
+
+
+def test_grades_of_known_completions(monkeypatch):
+    """LightEval's extraction with the newer latex2sympy; a completion that would hang is wrong, alone."""
+    from scalpel.evaluation import grading, lighteval_tasks
+
+    monkeypatch.setattr(grading, "SECONDS", 6.0)
+    known = [
+        ("5", "<think>\n14 - 9 = 5\n</think>\n<answer>\n5\n</answer>", 1.0),
+        (r"\frac{1}{2}", "so it is $0.5$", 1.0),
+        (r"\sqrt{2}", r"the answer is $\boxed{\sqrt 2}$", 1.0),
+        ("12", r"Therefore, the final answer is: $\boxed{13}$.", 0.0),
+        ("12", r"$\boxed{9^{9^{9^{9}}}}$", 0.0),
+        ("12", "", 0.0),
+        ("(1,2)", r"$\boxed{(1, 2)}$", 1.0),
+    ]
+    docs = [lighteval_tasks.math_prompt({"problem": "?", "answer": gold}, "math_500") for gold, _, _ in known]
+    results, exceeded, responses = graded(docs, [text for _, text, _ in known], lighteval_tasks.avg_at_n(1))
+    assert [next(iter(result.values())) for result in results] == [score for _, _, score in known]
+    assert exceeded <= 1 and [r.sample_scores for r in responses] == [[score] for _, _, score in known]
+
+
+def graded(docs, texts, metric):
+    from lighteval.models.model_output import ModelResponse
+
+    from scalpel.evaluation import grading
+
+    responses = [ModelResponse(text=[text] if isinstance(text, str) else text) for text in texts]
+    return *grading.grade(docs, responses, [metric]), responses
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_exact_match_of_known_completions(samples):
+    from scalpel.evaluation import lighteval_tasks
+
+    known = [
+        ("Four", "four", 1.0),
+        ("The  owl", 'the owl".', 1.0),
+        ("40", "4.0", 0.0),
+        ("-4", "4", 0.0),
+        ("1/2", "12", 0.0),
+        ("Four", "It is four", 0.0),
+        ("Four", "<think>\nfive\n</think>\n<answer>\nFour!\n</answer>", 1.0),
+        ("Four", r"first \boxed{five}, then \boxed{four}", 1.0),
+        ("Four", "", 0.0),
+    ]
+    docs = [lighteval_tasks.question_prompt({"question": "?", "answer": gold}, "x") for gold, _, _ in known]
+    metric = lighteval_tasks.averaged(lighteval_tasks.exact_match(), samples)
+    results, _, responses = graded(docs, [[text] * samples for _, text, _ in known], metric)
+    assert [next(iter(result.values())) for result in results] == [score for _, _, score in known]
+    if samples == 2:
+        assert [r.sample_scores for r in responses] == [[score] * 2 for _, _, score in known]
+
+
+def test_a_grading_child_that_dies_or_raises_costs_one_question():
+    from lighteval.tasks.requests import Doc
+
+    class Deadly:
+        metric_name, batched_compute = "deadly", False
+
+        def compute_sample(self, model_response, doc):
+            if doc.query == "die":
+                os._exit(9)
+            if doc.query == "raise":
+                raise ValueError("no")
+            return {"deadly": 1.0}
+
+    docs = [Doc(query=q, choices=["1"], gold_index=0) for q in ("a", "die", "b", "raise", "c")]
+    results, exceeded, _ = graded(docs, ["x"] * 5, Deadly())
+    assert [r["deadly"] for r in results] == [1.0, 0.0, 1.0, 0.0, 1.0] and exceeded == 2
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_broken_checkpoint_is_named(tiny_base, other_base, sets, tmp_path):
+    """The first one, which the engine is made of, and a later one."""
+    from safetensors.torch import load_file, save_file
+
+    recipe = EvaluationRecipe.model_validate({"tasks": {"quiz": {}}})
+    cut, lacking = tmp_path / "cut", tmp_path / "lacking"
+    for directory in (cut, lacking):
+        shutil.copytree(other_base, directory)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    tensors = load_file(lacking / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, lacking / "model.safetensors", metadata={"format": "pt"})
+    for models in ([(1, cut)], [(0, tiny_base), (1, cut)]):
+        with pytest.raises(UserError, match="cut does not load"):
+            evaluate(models, sets, recipe, SETTINGS, tmp_path)
+    for models in ([(1, lacking)], [(0, tiny_base), (1, lacking)]):
+        with pytest.raises(UserError, match=r"lacking does not load \(tensor .*up_proj.weight is missing"):
+            evaluate(models, sets, recipe, SETTINGS, tmp_path)
+
+
+# ---------------------------------------------------------------- the real files
+
+
+def test_real_files_end_to_end(shared_data, tiny_base, tmp_path):
+    """A few questions of every real file; prompts longer than the tiny model's positions stay whole and are counted."""
+    files = {
+        "math_500": ("math", "math_500/test_000-249.parquet", None),
+        "aime24": ("aime", "aime24/test.parquet", None),
+        "gsm8k": ("gsm8k", "gsm8k/test_0000-0659.parquet", "gsm8k/train.parquet"),
+        "mmlu": ("mmlu", "mmlu/validation.parquet", "mmlu/dev.parquet"),
+        "mmlu_pro": ("mmlu_pro", "mmlu_pro/test.parquet", None),
+        "ifeval": ("ifeval", "ifeval/input_data.parquet", None),
+    }
+    sets = {name: tmp_path / name for name in files}
+    for name, (form, questions, examples) in files.items():
+        sets[name].mkdir()
+        given = {"questions": questions} | ({"examples": examples} if examples else {})
+        prepare({"format": form}, {role: shared_data / path for role, path in given.items()}, sets[name])
+    shots = {"gsm8k": 5, "mmlu": 5, "mmlu_pro": 5}
+    tasks = {name: {"limit": 2, "max_new_tokens": 8, "shots": shots.get(name, 0)} for name in files}
+    evaluate([(3, tiny_base)], sets, EvaluationRecipe.model_validate({"tasks": tasks}), SETTINGS, tmp_path)
+    rows = pq.read_table(tmp_path / "samples.parquet").to_pandas()
+    assert set(rows.task) == set(tasks) and rows.score.between(0, 1).all()
+    questions = [row["question"] for row in open_set(sets["mmlu_pro"]).rows()]
+    for row in rows[rows.task == "mmlu_pro"].itertuples():
+        assert questions[row.question] in row.prompt and row.prompt.count("Answer:") == 6
+    counted = json.loads((tmp_path / "notes.json").read_text())["3"]["prompts_beyond_the_models_positions"]
+    assert counted["mmlu_pro"] == 2
+    golds = rows[rows.task == "aime24"].gold.tolist()
+    assert golds == [r"$\boxed{204}$", r"$\boxed{113}$"]

@@ -4,15 +4,21 @@ vLLM changes transformers' classes in its process: what transformers answers is 
 """
 
 import contextlib
+import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scalpel.config.evaluation import EvaluationRecipe
 from scalpel.errors import UserError
+from scalpel.evaluation.questions import prepare
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.inference.remote import TOKEN, Servers
 from scalpel.inference.requests import Completion, Request
@@ -160,6 +166,51 @@ def test_weights_that_end_early_are_not_overlooked(engine, bases, monkeypatch):
     monkeypatch.setattr(engine.llm, "collective_rpc", lambda method, kwargs: list(kwargs["weights_iterator"]))
     with pytest.raises(RuntimeError, match="ended early"):
         engine.load_tensors(tensors())
+
+
+# ---------------------------------------------------------------- evaluation
+
+EVALUATE = """
+import sys
+from pathlib import Path
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
+from scalpel.evaluation import evaluate
+
+recipe, models, sets, out = EvaluationRecipe.model_validate_json(sys.argv[1]), *sys.argv[2:]
+models = [(step, Path(path)) for step, path in enumerate(models.split(","))]
+sets = {name: Path(sets) / (task.questions or name) for name, task in recipe.tasks.items()}
+evaluate(models, sets, recipe, EvaluationSettings(memory_fraction=0.1), Path(out))
+"""
+
+
+def test_evaluation_is_as_by_transformers(bases, tmp_path):
+    """All harnesses in a process of their own, two checkpoints: the same greedy answers and choices."""
+    sets = tiny.make_tiny_sets(bases[0].parents[1] / "world" / "evaluation", tmp_path / "sets")
+    task = {"output_type": "generate_until", "test_split": "test", "doc_to_target": "{{problem}}", "task": "echo"}
+    task |= {"doc_to_text": "{{problem}}", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 12}}
+    echo = tmp_path / "sets" / "echo"
+    echo.mkdir()
+    recipe = {"format": "lm_eval", "task": "echo", "yaml": json.dumps(task), "code": {}}
+    prepare(recipe, {"test": sets["math_500"] / "questions.parquet"}, echo)
+    tasks = {"math_500": {"samples": 2}, "gsm8k": {"shots": 1}, "ifeval": {}, "mmlu": {"shots": 2}, "mmlu_pro": {}}
+    tasks |= {"cloze": {"questions": "mmlu", "formulation": "cloze"}, "echo": {}}
+    found = {}
+    for kind in ("transformers", "vllm"):
+        out = tmp_path / kind
+        out.mkdir()
+        asked = {"temperature": 0.0, "inference": kind}
+        asked |= {"tasks": {name: {"max_new_tokens": 16} | options for name, options in tasks.items()}}
+        recipe = EvaluationRecipe.model_validate(asked).model_dump_json()
+        command = [sys.executable, "-c", EVALUATE, recipe, ",".join(map(str, bases)), str(tmp_path / "sets"), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[kind] = pq.read_table(out / "samples.parquet").to_pandas(), pq.read_table(out / "scores.parquet")
+    ours, theirs = found["transformers"], found["vllm"]
+    columns = [name for name in ours[0].columns if name != "choice_logprobs"]
+    assert set(ours[0].task) == set(tasks) and ours[0][columns].equals(theirs[0][columns])
+    assert ours[1].equals(theirs[1])
+    pairs = zip(ours[0].choice_logprobs.dropna(), theirs[0].choice_logprobs.dropna(), strict=True)
+    assert max(abs(mine - other).max() for mine, other in pairs) < NATS
 
 
 # ---------------------------------------------------------------- as a rollout server

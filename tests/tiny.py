@@ -29,6 +29,22 @@ def make_tiny_base(directory: Path, model: ToyModelRecipe = MODEL, template: str
     return directory / "base" / "model"
 
 
+def make_tiny_sets(world: Path, out: Path) -> dict[str, Path]:
+    """The toy world's question sets, checked and laid out below `out`, by name."""
+    from scalpel.config.evaluation import FORMATS
+    from scalpel.evaluation.questions import prepare
+
+    sets = {}
+    for name, form in FORMATS.items():
+        files = {"questions": world / f"{name}.parquet", "examples": world / f"{name}_examples.parquet"}
+        files = {role: path for role, path in files.items() if path.is_file()}
+        if files:
+            sets[name] = out / name
+            sets[name].mkdir(parents=True)
+            prepare({"format": form, "toy": name}, files, sets[name])
+    return sets
+
+
 def make_tiny_data(directory: Path, model: Path, rows: int = 14, epochs: int = 3) -> tuple[Path, Path]:
     """kept.parquet with `rows` rows and its order.parquet."""
     import random

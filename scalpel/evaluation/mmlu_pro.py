@@ -1,8 +1,4 @@
-"""MMLU-Pro by lm-eval: its own ``leaderboard_mmlu_pro`` (5-shot log-likelihood, acc) over local parquet.
-
-The harness makes prompts, few-shot examples and scores; `Wrapper` answers its log-likelihood requests with the
-engine that LightEval uses, too. Prompts are never cut; those beyond the model's positions are counted.
-"""
+"""MMLU-Pro by lm-eval: its own ``leaderboard_mmlu_pro`` (5-shot log-likelihood, acc) over a question set's rows."""
 
 from __future__ import annotations
 
@@ -10,111 +6,67 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from lm_eval.api.model import TemplateLM
 
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.errors import UserError
-from scalpel.evaluation.engine import Engine
-
-NAME = "scalpel_mmlu_pro"
-
-
-class Wrapper(TemplateLM):
-    """lm-eval's model interface to the engine."""
-
-    def __init__(self, engine: Engine):
-        super().__init__()
-        self.engine, self.tokenizer = engine, engine.tokenizer
-
-    @property
-    def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
-
-    @property
-    def tokenizer_name(self) -> str:
-        return "scalpel"
-
-    def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        return self.engine.encode([string])[0]
-
-    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As TemplateLM's: trailing space belongs to the continuation, whose ids are what the context's leave over.
-
-        Contexts are encoded once for all their choices, and texts in batches.
-        """
-        pairs = []
-        for request in requests:
-            context, continuation = request.args
-            bare = context.rstrip()
-            pairs.append((bare, context[len(bare) :] + continuation))
-        contexts = list(dict.fromkeys(context for context, _ in pairs))
-        ids = dict(zip(contexts, self.engine.encode(contexts), strict=True))
-        encoded = []
-        for start in range(0, len(pairs), 1000):
-            part = pairs[start : start + 1000]
-            for (context, _), whole in zip(part, self.engine.encode([a + b for a, b in part]), strict=True):
-                encoded.append((ids[context], whole[len(ids[context]) :]))
-        return self._loglikelihood_tokens(encoded)
-
-    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
-        longest: dict[int, int] = {}
-        for context, continuation in requests:
-            longest[id(context)] = max(longest.get(id(context), 0), len(context) + len(continuation))
-        if beyond := sum(n > self.engine.max_length for n in longest.values()):
-            self.engine.beyond_positions["mmlu_pro"] += beyond
-        return self.engine.loglikelihoods(requests)
-
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
-        raise UserError("perplexity tasks are not part of the experiment; name a task of scalpel/config.py.")
-
-    def generate_until(self, requests, disable_tqdm: bool = False):
-        raise UserError("lm-eval's generative tasks are not part of the experiment; name a task of scalpel/config.py.")
+from scalpel.evaluation.lighteval_tasks import filled_in
+from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+from scalpel.evaluation.questions import QuestionSet
 
 
 class MMLUPro:
-    def __init__(self, recipe: TaskRecipe, data: Path, engine: Engine, folder: Path):
-        """folder: where the task's YAML is written; it may be temporary."""
+    def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model: LMEvalEngine, folder: Path):
+        """folder: where the task's YAML and rows are written; it may be temporary."""
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        for name in ("mmlu_pro", "mmlu_pro_dev"):
-            if not (data / f"{name}.parquet").is_file():
-                raise UserError(f"evaluation.tasks: mmlu_pro needs evaluation_files.files.{name}, which was not given.")
-        self.recipe = recipe
+        if recipe.samples != 1:
+            raise UserError(f"evaluation.tasks.{name}: `samples` is for what is answered in words; leave it out.")
+        examples = questions.examples()
+        if len(examples) < recipe.shots:
+            raise UserError(
+                f"evaluation.tasks.{name}: {recipe.shots} shots need as many examples, its question set has "
+                f"{len(examples)}; give it `examples`, or lower `shots`."
+            )
+        self.name, self.recipe, self.model = name, recipe, model
+        self.task = f"scalpel_{name}"
+        folder = folder / self.task
+        folder.mkdir()
+        for split, rows in (("test", questions.rows(recipe.limit)), ("validation", examples)):
+            if recipe.prompt is not None:
+                rows = [row | {"asked": filled_in(recipe.prompt, row, name)} for row in rows]
+            if recipe.formulation == "cloze":  # lm-eval adds no blank before a choice after a chat template
+                rows = [row | {"options": [f" {option}" for option in row["options"]]} for row in rows]
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
         packaged = Path(lm_eval.__file__).parent / "tasks" / "leaderboard" / "mmlu_pro"
-        original = next(packaged.glob("*mmlu_pro.yaml"))
-        if recipe.formulation == "cloze":
-            data = _spaced(data, folder)
-        (folder / f"{NAME}.yaml").write_text(_task_yaml(original, data, recipe))
-        self.tasks = TaskManager(include_path=str(folder), include_defaults=False).load([NAME])
-        self.tasks["tasks"][NAME].set_fewshot_seed(seed=engine.recipe.seed)
-        self.wrapper = Wrapper(engine)
+        (folder / "task.yaml").write_text(self._yaml(next(packaged.glob("*mmlu_pro.yaml")), folder))
+        self.tasks = TaskManager(include_path=str(folder), include_defaults=False).load([self.task])
+        self.tasks["tasks"][self.task].set_fewshot_seed(seed=model.seed)
 
     def evaluate(self) -> list[dict]:
         """One row per question: question, prompt, completion (the chosen option), gold, score, log-likelihoods."""
         from lm_eval import evaluate
 
+        self.model.task = self.name
         results = evaluate(
-            self.wrapper,
+            self.model,
             self.tasks,
-            limit=self.recipe.limit,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
             log_samples=True,
             bootstrap_iters=0,
         )
         rows = []
-        for sample in results["samples"][NAME]:
+        for sample in results["samples"][self.task]:
             pairs = sample["arguments"]
             scores = [float(response[0]) for response in sample["filtered_resps"]]
             best = max(range(len(scores)), key=scores.__getitem__)
             rows.append(
                 {
+                    "task": self.name,
+                    "group": self.name,
+                    "metric": "acc",
+                    "sample": 0,
                     "question": sample["doc_id"],
                     "prompt": pairs[best][0],
                     "completion": pairs[best][1],
@@ -125,32 +77,23 @@ class MMLUPro:
             )
         return sorted(rows, key=lambda row: row["question"])
 
-
-def _spaced(data: Path, folder: Path) -> Path:
-    """Copies of the question files whose options begin with a blank: lm-eval adds none after a chat template."""
-    for name in ("mmlu_pro", "mmlu_pro_dev"):
-        rows = pq.read_table(data / f"{name}.parquet").to_pylist()
-        for row in rows:
-            row["options"] = [f" {option}" for option in row["options"]]
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    return folder
-
-
-def _task_yaml(original: Path, data: Path, recipe: TaskRecipe) -> str:
-    lines = [
-        f"include: {original}",
-        f"task: {NAME}",
-        f"num_fewshot: {recipe.shots}",
-        "dataset_path: parquet",
-        "dataset_kwargs:",
-        "  data_files:",
-        f"    test: {(data / 'mmlu_pro.parquet').resolve()}",
-        f"    validation: {(data / 'mmlu_pro_dev.parquet').resolve()}",
-    ]
-    if recipe.formulation == "cloze":
-        lines += [
-            'doc_to_text: "Question: {{question}}\\nAnswer:"',
-            "doc_to_choice: options",
-            "doc_to_target: answer_index",
+    def _yaml(self, original: Path, folder: Path) -> str:
+        lines = [
+            f"include: {original}",
+            f"task: {self.task}",
+            f"num_fewshot: {self.recipe.shots}",
+            "dataset_path: parquet",
+            "dataset_kwargs:",
+            "  data_files:",
+            f"    test: {(folder / 'test.parquet').resolve()}",
+            f"    validation: {(folder / 'validation.parquet').resolve()}",
         ]
-    return "\n".join(lines) + "\n"
+        if self.recipe.formulation == "cloze":
+            lines += [
+                'doc_to_text: "Question: {{question}}\\nAnswer:"',
+                "doc_to_choice: options",
+                "doc_to_target: answer_index",
+            ]
+        if self.recipe.prompt is not None:
+            lines += ["doc_to_text: asked"]
+        return "\n".join(lines) + "\n"

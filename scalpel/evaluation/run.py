@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from scalpel.artifact.files import write_atomically
-from scalpel.config import LMEVAL_TASKS, EvaluationRecipe, EvaluationSettings
-from scalpel.evaluation import lighteval_tasks  # before anything else of LightEval: it lifts a version check
-from scalpel.evaluation.engine import Engine, quiet
-from scalpel.evaluation.grading import grade, warm
-from scalpel.evaluation.mmlu_pro import MMLUPro
+from scalpel.chat import load_tokenizer
+from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
+from scalpel.errors import UserError
+from scalpel.evaluation.questions import LM_EVAL, QuestionSet, open_set
+from scalpel.evaluation.quiet import quiet
+from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
 
 SCORES = pa.schema(
@@ -49,137 +49,105 @@ SAMPLES = pa.schema(
 
 
 def evaluate_checkpoints(
-    models: list[tuple[int, Path]], data: Path, recipe: EvaluationRecipe, settings: EvaluationSettings, out: Path
+    models: list[tuple[int, Path]],
+    sets: dict[str, Path],
+    recipe: EvaluationRecipe,
+    settings: EvaluationSettings,
+    out: Path,
 ) -> None:
+    import torch
+
     torch.set_num_threads(settings.threads)
-    local = {name: task for name, task in recipe.tasks.items() if name not in LMEVAL_TASKS}
     scores: list[dict] = []
     notes: dict[str, dict] = {}
+    opened = {name: open_set(sets[name]) for name in recipe.tasks}
+    for name, questions in opened.items():
+        if questions.format == "facts":
+            raise UserError(f"evaluation.tasks.{name}: its question set is of facts, which only causal tracing reads.")
     with tempfile.TemporaryDirectory(prefix="scalpel_") as folder, quiet():
         os.environ.setdefault("HF_DATASETS_CACHE", folder)  # lm-eval reads parquet through datasets' cache
-        engine = Engine(models[0][1], recipe, settings)
-        pipeline = LocalPipeline(lighteval_tasks.build(local, data), engine) if local else None
-        pro = MMLUPro(recipe.tasks["mmlu_pro"], data, engine, Path(folder)) if "mmlu_pro" in recipe.tasks else None
+        harnesses = Harnesses(models[0][1], opened, recipe, settings, Path(folder))
         with pq.ParquetWriter(out / "samples.parquet", SAMPLES, compression="zstd") as writer:
-            for step, directory in track(models, "evaluation: checkpoint"):
-                engine.load(directory)
-                rows = pipeline.evaluate_checkpoint() if pipeline else []
-                if pro:
-                    rows += [
-                        row | {"task": "mmlu_pro", "group": "mmlu_pro", "metric": "acc", "sample": 0}
-                        for row in pro.evaluate()
-                    ]
-                scores += [{"step": step, **score} for score in aggregate(rows)]
+            for number, (step, directory) in enumerate(track(models, "evaluation: checkpoint")):
+                if number:
+                    harnesses.engine.load(directory)
+                rows, mine, notes[str(step)] = harnesses.evaluate()
+                scores += [{"step": step, **score} for score in mine]
                 columns = set(SAMPLES.names)
                 table = [{"step": step, **{k: v for k, v in row.items() if k in columns}} for row in rows]
                 writer.write_table(pa.Table.from_pylist(table, SAMPLES))
-                notes[str(step)] = {
-                    "prompts_beyond_the_models_positions": dict(engine.beyond_positions),
-                    "questions_whose_grading_exceeded_time_or_memory": pipeline.pipeline.not_graded if pipeline else {},
-                }
     pq.write_table(pa.Table.from_pylist(scores, SCORES), out / "scores.parquet", compression="zstd")
-    if "ifeval" in recipe.tasks:
+    if any(questions.format == "ifeval" for questions in opened.values()):
         from scalpel.evaluation.sentences import provide_punkt
 
         notes["ifeval_sentences"] = provide_punkt()
     write_atomically(out / "notes.json", json.dumps(notes, indent=1) + "\n")
 
 
-class LocalPipeline:
-    """LightEval's Pipeline over local tasks and one engine, run again for every checkpoint."""
+class Harnesses:
+    """The engine, and LightEval and lm-eval on it, each with its share of the tasks."""
 
-    def __init__(self, tasks: dict, engine: Engine):
-        with torch.enable_grad():  # its transformers engine, when imported, turns gradients off for the whole process
-            from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
-        from lighteval.logging.evaluation_tracker import EvaluationTracker
-        from lighteval.metrics import apply_metric
-        from lighteval.tasks.requests import SamplingMethod
+    def __init__(
+        self,
+        model: Path,
+        sets: dict[str, QuestionSet],
+        recipe: EvaluationRecipe,
+        settings: EvaluationSettings,
+        folder: Path,
+    ):
+        """folder: temporary files of the harnesses."""
+        tasks = {name: (recipe.tasks[name], sets[name]) for name in recipe.tasks}
+        mmlu_pro = {name: task for name, task in tasks.items() if task[1].format == "mmlu_pro"}
+        lm_eval = {name: task for name, task in tasks.items() if task[1].format == LM_EVAL}
+        local = {name: task for name, task in tasks.items() if name not in mmlu_pro | lm_eval}
+        built = {}
+        if local:  # refused tasks are named before the model is loaded
+            from scalpel.evaluation import lighteval_tasks
 
-        class Prepared(Pipeline):
-            """Pipeline whose tasks are given instead of looked up in LightEval's registry."""
+            built = lighteval_tasks.build(local)
+        tokenizer = load_tokenizer(model)
+        engine = EngineSettings(batch_size=settings.batch_size, memory_fraction=settings.memory_fraction)
+        self.engine = open_engine(recipe.inference, model, engine)
+        self.adaptors = []
+        self.pipeline, self.others = None, []
+        if local:
+            from scalpel.evaluation.lighteval_engine import LightevalEngine
+            from scalpel.evaluation.lighteval_run import LocalPipeline
 
-            def _init_tasks_and_requests(self, tasks):
-                self.registry = None
-                self.tasks_dict = tasks
-                self.documents_dict = lighteval_tasks.documents(tasks)
-                self.sampling_docs = {}
-                for docs in self.documents_dict.values():
-                    for doc in docs:
-                        for method in doc.sampling_methods:
-                            self.sampling_docs.setdefault(method, []).append(doc)
-                for doc in self.sampling_docs.get(SamplingMethod.GENERATIVE, ()):
-                    if doc.id == "0":
-                        warm(doc, self.tasks_dict[doc.task_name].metrics)
-                self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
+            self.adaptors.append(LightevalEngine(self.engine, tokenizer, recipe))
+            self.pipeline = LocalPipeline(built, self.adaptors[-1])
+        if mmlu_pro or lm_eval:
+            from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+            from scalpel.evaluation.lm_eval_tasks import LMEvalTask
+            from scalpel.evaluation.mmlu_pro import MMLUPro
 
-            def _compute_metrics(self, sampling_method_responses):
-                self.not_graded = {}
-                for method, responses in sampling_method_responses.items():
-                    for name, task in self.tasks_dict.items():
-                        mine = [n for n, doc in enumerate(self.sampling_docs[method]) if doc.task_name == name]
-                        docs = [self.sampling_docs[method][n] for n in mine]
-                        answers = [responses[n] for n in mine]
-                        metrics = [metric for metric in task.metrics if metric.category == method]
-                        if method == SamplingMethod.LOGPROBS:  # numbers of our own: no need of a bounded child
-                            outputs = apply_metric(docs=docs, responses=answers, metrics=metrics)
-                        else:
-                            outputs, exceeded = grade(docs, answers, metrics)
-                            if exceeded:
-                                self.not_graded[name] = exceeded
-                        for output, doc, answer in zip(outputs, docs, answers, strict=True):
-                            self.evaluation_tracker.metrics_logger.log(name, output)
-                            self.evaluation_tracker.details_logger.log(name, doc, answer, output)
+            self.adaptors.append(LMEvalEngine(self.engine, tokenizer, recipe.seed))
+            for group, kind in ((mmlu_pro, MMLUPro), (lm_eval, LMEvalTask)):
+                for name, (task, questions) in group.items():
+                    self.others.append(kind(name, task, questions, self.adaptors[-1], folder))
 
-        self._tracker = lambda: EvaluationTracker(output_dir=tempfile.gettempdir(), save_details=False)
-        # Metrics read what is left when <think>...</think> is removed, LightEval's default.
-        parameters = PipelineParameters(launcher_type=ParallelismManager.NONE, bootstrap_iters=0)
-        self.pipeline = Prepared(tasks, parameters, self._tracker(), model=engine)
-
-    def evaluate_checkpoint(self) -> list[dict]:
-        """Rows of samples.parquet and what `aggregate` needs, for the weights the engine holds now."""
-        tracker = self.pipeline.evaluation_tracker = self._tracker()
-        self.pipeline.evaluation_tracker.task_config_logger.log(self.pipeline.tasks_dict)
-        self.pipeline.evaluate()
-        rows = []
-        for full_name, details in tracker.details_logger.details.items():
-            group = full_name.split("|")[0]
-            task = group.split(":")[0]
-            for detail in sorted(details, key=lambda d: int(d.doc.id)):
-                rows += _rows(task, group, self.pipeline.tasks_dict[full_name].question(detail.doc), detail)
-        return rows
-
-
-def _rows(task: str, group: str, question: int, detail) -> list[dict]:
-    """One row per metric and sample of one question."""
-    doc, response = detail.doc, detail.model_response
-    common = {
-        "task": task,
-        "group": group,
-        "question": question,
-        "prompt": response.input,
-        "gold": doc.get_golds()[0] if doc.choices else "",
-    }
-    if response.logprobs:
-        best = max(range(len(response.logprobs)), key=response.logprobs.__getitem__)
-        choice = {"completion": doc.choices[best], "choice_logprobs": list(response.logprobs), "sample": 0}
-        return [common | choice | {"metric": name, "score": float(value)} for name, value in detail.metric.items()]
-    rows = []
-    for name, value in detail.metric.items():
-        metric = name.split(":")[0]
-        scores = getattr(response, "sample_scores", None) if metric.startswith("avg@") else None
-        if isinstance(value, list):  # IFEval's instruction level: one score per instruction
-            rows += [
-                common | {"metric": metric, "sample": i, "completion": response.text[0], "score": float(item)}
-                for i, item in enumerate(value)
-            ]
-        elif scores:
-            rows += [
-                common | {"metric": "avg@n", "sample": i, "completion": text, "score": score}
-                for i, (text, score) in enumerate(zip(response.text, scores, strict=True))
-            ]
-        else:
-            rows.append(common | {"metric": metric, "sample": 0, "completion": response.text[0], "score": float(value)})
-    return rows
+    def evaluate(self) -> tuple[list[dict], list[dict], dict]:
+        """(rows of samples.parquet, rows of scores.parquet, notes) of the weights the engine holds now."""
+        for adaptor in self.adaptors:
+            adaptor.beyond_positions.clear()
+        rows = self.pipeline.evaluate() if self.pipeline else []
+        not_graded = dict(self.pipeline.not_graded) if self.pipeline else {}
+        scores = []
+        for task in self.others:
+            mine = task.evaluate()
+            rows += mine
+            scores += getattr(task, "scores", [])  # lm-eval's own of lm-eval's tasks
+            if getattr(task, "not_graded", 0):
+                not_graded[task.name] = task.not_graded
+        theirs = {score["task"] for score in scores}
+        scores = aggregate([row for row in rows if row["task"] not in theirs]) + scores
+        notes = {
+            "prompts_beyond_the_models_positions": {
+                name: count for adaptor in self.adaptors for name, count in adaptor.beyond_positions.items()
+            },
+            "questions_whose_grading_exceeded_time_or_memory": not_graded,
+        }
+        return rows, scores, notes
 
 
 def aggregate(rows: list[dict]) -> list[dict]:

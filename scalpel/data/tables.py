@@ -1,0 +1,70 @@
+"""Small tables of others: parquet, jsonl and csv files as rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalpel.errors import UserError
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+
+
+def read_rows(path: Path, nested: bool = False) -> list[dict[str, Any]]:
+    """All rows of a file, by its suffix; every value of a csv file is text.
+
+    Columns of objects, whose keys differ per row, become JSON text in ``<column>__json``, unless `nested`.
+    Raises UserError naming file and line when it cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: {', '.join(SUFFIXES)} files are read; convert it to one of these.")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pylist()
+        rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read (truncated or corrupt: {error}); replace it.") from None
+    return rows if nested else [_flat(row) for row in rows]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path}, line {reader.line_num}: it has more or fewer fields than the first line.")
+            rows.append(row)
+        return rows
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line or in one list."""
+    text = path.read_text(encoding="utf-8")
+    # Not splitlines: text may hold other line ends than \n unescaped.
+    parts = [text] if text.lstrip().startswith("[") else text.split("\n")
+    rows = []
+    for number, part in enumerate(parts):
+        if part.strip():
+            try:
+                rows += json.loads(part) if len(parts) == 1 and part.lstrip().startswith("[") else [json.loads(part)]
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number + error.lineno}: not valid JSON ({error.msg}).") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} does not hold JSON objects, one a line or in one list.")
+    return rows
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    def objects(value: Any) -> bool:
+        return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+    nested = {name: json.dumps(value, ensure_ascii=False) for name, value in row.items() if objects(value)}
+    plain = {name: value for name, value in row.items() if name not in nested}
+    return plain | {f"{name}__json": text for name, text in nested.items()}

@@ -1,0 +1,247 @@
+"""Formats of question sets: which columns a row has, what is checked, and what its question is.
+
+The public datasets' formats have their own columns. For benchmarks of the user's own there are ``math`` (a problem and
+a final answer that math-verify compares), ``exact_match`` (a question and an answer compared as normalised text),
+``choice`` (a question, its choices, and the right one) and ``facts`` (what causal tracing reads). How each is asked and
+scored stands in lighteval_tasks.py and mmlu_pro.py.
+
+What a harness would trip over half-way (a missing column, an answer that is not among the choices) is found here,
+before any checkpoint is evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scalpel.config.load import nearest
+from scalpel.data.sources import last_boxed
+from scalpel.errors import UserError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SHOTS = 5  # few-shot examples per category set aside when MMLU-Pro comes without any
+
+
+@dataclass(frozen=True)
+class Format:
+    """columns: that a row needs. optional: that it may have. question: the column that decontamination compares.
+
+    check: (row, where) -> the row as harnesses take it; it raises UserError naming `where` and the column.
+    """
+
+    columns: tuple[str, ...]
+    question: str
+    check: Callable[[dict, str], dict]
+    optional: tuple[str, ...] = ()
+
+    def renamed(self, row: dict, columns: dict[str, str], where: str) -> dict:
+        """The row under this format's column names; `columns` maps these to the file's."""
+        file = where.rsplit(", row", 1)[0]
+        for name, column in columns.items():
+            if name not in self.columns + self.optional:
+                raise UserError(f"{file}: `columns` names {name!r}{nearest(name, self.columns + self.optional)}.")
+            if column not in row:
+                raise UserError(f"{file} lacks column {column!r} (it has: {', '.join(sorted(row))}).")
+        taken = set(columns.values()) - set(columns)
+        return {name: value for name, value in row.items() if name not in taken} | {
+            name: row[column] for name, column in columns.items()
+        }
+
+
+def checked_rows(form: str, rows: list[dict], columns: dict[str, str], file: str) -> list[dict]:
+    """All rows of a file in a format; UserError for the first that does not fit, or when there is none."""
+    if not rows:
+        raise UserError(f"{file} holds no rows; a question set needs some.")
+    kind, checked = FORMATS[form], []
+    for number, row in enumerate(rows):
+        where = f"{file}, row {number}"
+        checked.append(kind.check(kind.renamed(row, columns, where), where))
+    return checked
+
+
+# ---------------------------------------------------------------- the public datasets'
+
+
+def _need(row: dict, columns: tuple[str, ...], where: str) -> None:
+    for column in columns:
+        if column not in row:
+            file = where.rsplit(", row", 1)[0]
+            raise UserError(f"{file} lacks column {column!r} (it has: {', '.join(sorted(row))}).")
+        if row[column] is None or row[column] == "" or row[column] == []:
+            raise UserError(f"{where}: column {column!r} is empty; fill it in or remove the row.")
+
+
+def _list(row: dict, column: str, where: str) -> list:
+    """A column that holds a list, or its JSON text as csv files do."""
+    value = row[column]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = None
+    if not isinstance(value, list):
+        raise UserError(f"{where}: column {column!r} holds {row[column]!r}; it needs a list, or its JSON text.")
+    return value
+
+
+def _text(row: dict, column: str, where: str) -> str:
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise UserError(f"{where}: column {column!r} holds {row[column]!r}; it needs text.")
+    return row[column]
+
+
+def _math(row: dict, where: str) -> dict:
+    """A problem, its answer and, if there is one, its solution, whose last box is the answer where none is given."""
+    row = dict(row)
+    if "problem" not in row and "prompt" in row:
+        row["problem"] = row.pop("prompt")
+    if "answer" not in row and row.get("solution"):
+        row["answer"] = last_boxed(row["solution"])
+    _need(row, ("problem", "answer"), where)
+    answer = str(row["answer"])
+    answer = last_boxed(answer) or answer  # some copies of AIME box the answer
+    solution = row.get("solution") or f"$\\boxed{{{answer}}}$"
+    return {"problem": _text(row, "problem", where), "solution": solution, "answer": answer}
+
+
+def _aime(row: dict, where: str) -> dict:
+    row = _math(row, where)
+    if not re.fullmatch(r"\d+", row["answer"].strip()):
+        raise UserError(f"{where}: the answer {row['answer']!r} is not a whole number; correct or remove the row.")
+    return row
+
+
+def _gsm8k(row: dict, where: str) -> dict:
+    _need(row, ("question", "answer"), where)
+    if not re.search(r"#### *-?[\d,.]+\s*$", row["answer"]):
+        raise UserError(f"{where}: the answer does not end in '#### <number>'; correct or remove the row.")
+    return {"question": _text(row, "question", where), "answer": row["answer"]}
+
+
+def _gpqa(row: dict, where: str) -> dict:
+    columns = FORMATS["gpqa"].columns
+    _need(row, columns, where)
+    return {key: str(row[key]) for key in columns}
+
+
+def _mmlu(row: dict, where: str) -> dict:
+    _need(row, ("question", "subject", "choices", "answer"), where)
+    choices, answer = _list(row, "choices", where), row["answer"]
+    answer = int(answer) if isinstance(answer, str) and answer.isdigit() else answer
+    if len(choices) != 4 or answer not in range(4):
+        raise UserError(f"{where}: MMLU rows have 4 choices and an answer from 0 to 3; correct or remove the row.")
+    return {"question": row["question"], "subject": row["subject"], "choices": choices, "answer": answer}
+
+
+def _mmlu_pro(row: dict, where: str) -> dict:
+    _need(row, ("question", "options", "answer", "category"), where)
+    options = _list(row, "options", where)
+    letters = LETTERS[: len(options)]
+    if not 2 <= len(options) <= 10 or row["answer"] not in letters:
+        raise UserError(
+            f"{where}: the answer {row['answer']!r} is not the letter of one of its {len(letters)} options."
+        )
+    # The letter counts, as in lm-eval's task; a few public rows hold another index beside it.
+    kept = {"question": row["question"], "options": options, "answer": row["answer"], "category": row["category"]}
+    return kept | {"answer_index": letters.index(row["answer"]), "question_id": row.get("question_id", 0)}
+
+
+def _ifeval(row: dict, where: str) -> dict:
+    row = dict(row)
+    if "kwargs__json" not in row and "kwargs" in row:
+        row["kwargs__json"] = row["kwargs"] if isinstance(row["kwargs"], str) else json.dumps(row["kwargs"])
+    _need(row, ("prompt", "instruction_id_list", "kwargs__json"), where)
+    instructions = _list(row, "instruction_id_list", where)
+    try:
+        arguments = json.loads(row["kwargs__json"])
+    except json.JSONDecodeError:
+        raise UserError(f"{where}: kwargs__json is not valid JSON; correct or remove the row.") from None
+    if len(arguments) != len(instructions):
+        raise UserError(f"{where}: {len(instructions)} instructions but {len(arguments)} sets of arguments.")
+    return {"prompt": row["prompt"], "instruction_id_list": instructions, "kwargs__json": row["kwargs__json"]}
+
+
+# ---------------------------------------------------------------- the user's own
+
+
+def _exact_match(row: dict, where: str) -> dict:
+    _need(row, ("question", "answer"), where)
+    if isinstance(row["answer"], (list, dict)):
+        raise UserError(f"{where}: column 'answer' holds {row['answer']!r}; it needs one text or number.")
+    return {"question": _text(row, "question", where), "answer": str(row["answer"])}
+
+
+def _choice(row: dict, where: str) -> dict:
+    _need(row, ("question", "choices", "answer"), where)
+    choices = [str(choice) for choice in _list(row, "choices", where)]
+    if not 2 <= len(choices) <= len(LETTERS) or not all(choice.strip() for choice in choices):
+        raise UserError(f"{where}: `choices` holds {choices!r}; 2 to {len(LETTERS)} of them are needed, none empty.")
+    return {
+        "question": _text(row, "question", where),
+        "choices": choices,
+        "answer": _index(row["answer"], choices, where),
+    }
+
+
+def _index(answer: Any, choices: list[str], where: str) -> int:
+    """The right choice's index, given as an index, a letter or the choice itself.
+
+    A number is an index. Text may be read in several ways; where these disagree the row is refused.
+    """
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and int(answer) == answer:
+        readings = {int(answer)}
+    else:
+        text = str(answer).strip()
+        readings = {index for index, choice in enumerate(choices) if choice.strip() == text}
+        readings |= {LETTERS.index(text)} if len(text) == 1 and text in LETTERS[: len(choices)] else set()
+        readings |= {int(text)} if text.isdigit() and int(text) < len(choices) else set()
+    if len(readings) > 1:
+        raise UserError(
+            f"{where}: the answer {answer!r} may mean several choices (index, letter or text); "
+            "give every answer as a number, the index from 0."
+        )
+    if not readings or not 0 <= min(readings) < len(choices):
+        raise UserError(
+            f"{where}: the answer {answer!r} is no index from 0 to {len(choices) - 1}, no letter and no text of its "
+            f"{len(choices)} choices."
+        )
+    return min(readings)
+
+
+def _facts(row: dict, where: str) -> dict:
+    _need(row, ("subject", "attribute", "prompt"), where)
+    row = {key: _text(row, key, where) for key in ("subject", "attribute", "prompt")}
+    if row["subject"] not in row["prompt"]:
+        raise UserError(f"{where}: the subject {row['subject']!r} does not occur in the prompt {row['prompt']!r}.")
+    return row
+
+
+FORMATS: dict[str, Format] = {
+    "math": Format(("problem", "answer"), "problem", _math, ("solution", "prompt")),
+    "aime": Format(("problem", "answer"), "problem", _aime, ("solution", "prompt")),
+    "gsm8k": Format(("question", "answer"), "question", _gsm8k),
+    "gpqa": Format(
+        ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        "Question",
+        _gpqa,
+    ),
+    "mmlu": Format(("question", "subject", "choices", "answer"), "question", _mmlu),
+    "mmlu_pro": Format(("question", "options", "answer", "category"), "question", _mmlu_pro, ("question_id",)),
+    "ifeval": Format(("prompt", "instruction_id_list"), "prompt", _ifeval, ("kwargs", "kwargs__json")),
+    "exact_match": Format(("question", "answer"), "question", _exact_match),
+    "choice": Format(("question", "choices", "answer"), "question", _choice),
+    "facts": Format(("subject", "attribute", "prompt"), "prompt", _facts),
+}
+
+
+def set_aside(rows: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(few-shot rows, the rest) of MMLU-Pro: the first SHOTS of each category, in order."""
+    counts: dict[str, int] = {}
+    shots, rest = [], []
+    for row in rows:
+        counts[row["category"]] = counts.get(row["category"], 0) + 1
+        (shots if counts[row["category"]] <= SHOTS else rest).append(row)
+    return shots, rest
