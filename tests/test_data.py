@@ -245,3 +245,21 @@ def test_rows_are_streamed(row_group, tmp_path):
         before = pa.total_allocated_bytes()
         held.append(max(pa.total_allocated_bytes() - before for _ in open_rows([path], {}, {}, None)))
     assert held[1] < 1.2 * held[0], held
+
+
+def test_real_traces_through_the_filter(shared_data, tiny_base, tmp_path):
+    """Real R1 traces on GSM8K problems are rendered, measured and kept whole."""
+    path = shared_data / "r1_traces_camel" / "traces_gsm8k.parquet"
+    constants = {"source": "cn_k12", "correctness_math_verify": True, "is_reasoning_complete": True}
+    rows = open_rows([path], {"generations": "final_trace", "uuid": "id"}, constants, "solution")
+    pq.write_table(
+        pq.read_table(path, columns=["problem"]).slice(0, 1).rename_columns(["question"]), tmp_path / "q.parquet"
+    )
+    filter_rows(
+        rows, FilterRecipe(max_tokens=100_000, unparsable_answer="drop"), tiny_base, [tmp_path / "q.parquet"], tmp_path
+    )
+    kept = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    traces = {row["final_trace"] for row in pq.read_table(path).to_pylist()}
+    dropped = pq.read_table(tmp_path / "dropped.parquet").to_pylist()
+    assert len(kept) + len(dropped) == 14 and {row["trace"] for row in kept} <= traces
+    assert "evaluation_overlap" in {row["reason"] for row in dropped}
