@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from scalpel.analysis.kl import by_length, kl, kl_of_positions, read_questions
 from scalpel.analysis.weight_change import weight_change
 from scalpel.chat import load_tokenizer, render, token_ids
-from scalpel.config import PROJECTIONS, KLRecipe, KLSettings
+from scalpel.config.analysis import KLRecipe, KLSettings
+from scalpel.config.training import PROJECTIONS
 from scalpel.errors import UserError
 
 
