@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from scalpel.config.load import load, thaw
+from scalpel.config.load import load, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
@@ -16,15 +16,15 @@ from scalpel.stages import REPORT, STAGES
 from slurm.executor import extend
 
 # A job that was submitted reads the configuration its plan was made from, whatever config.yaml says by now.
-FROZEN = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
-if not FROZEN:
+RECORDED = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
+if not RECORDED:
 
     configfile: "config.yaml"
 
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
 try:
-    plan = Plan(thaw(FROZEN) if FROZEN else load(config, WORKFLOW), WORKFLOW)
+    plan = Plan(recorded_config(RECORDED) if RECORDED else load(config, WORKFLOW), WORKFLOW)
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -38,7 +38,7 @@ wildcard_constraints:
 
 
 onstart:
-    os.environ["SCALPEL_CONFIG"] = str(plan.freeze())
+    os.environ["SCALPEL_CONFIG"] = str(plan.record())
 
 
 rule all:

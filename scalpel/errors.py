@@ -1,10 +1,10 @@
 """The exceptions whose messages are meant for the person who runs Scalpel."""
 
-AGAIN = 75  # exit status of a stage that stopped early and goes on when started again (EX_TEMPFAIL)
+AGAIN = 75  # exit status of a stage that stopped early and resumes when started again (EX_TEMPFAIL)
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence that names the file, field or step and what to do.
+    """Something the user can fix: one sentence that names the file, field or step and what to do.
 
     Stage programs print it as ``error: ...`` and exit with status 2 (scalpel/artifact.py, run_stage).
     """

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 class Stage(NamedTuple):
     """version: part of every digest. local: runs where Snakemake runs, never as a SLURM job. resumable: what an
-    interrupted start left is gone on from instead of removed. cost: the function of scalpel/cost/estimate.py that
+    interrupted start left is resumed from, not removed. cost: the function of scalpel/cost/estimate.py that
     says what its jobs cost on GPUs; a stage that never reserves one needs none.
     """
 

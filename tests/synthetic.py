@@ -13,7 +13,7 @@ import yaml
 
 from scalpel.artifact.files import read_json
 from scalpel.artifact.manifest import seal
-from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.artifact.step import Step, record_recipe
 from scalpel.config.load import load, merged
 from scalpel.exhibits.results import PROJECTIONS
 from scalpel.plan import Plan
@@ -66,7 +66,7 @@ def plan_of(root: Path, raw: dict | None = None, workflow: Path = WORKFLOW) -> P
 
 def finish(step: Step, root: Path, content: Content) -> Path:
     """Write a step's files, recipe and manifest, after those of its inputs; returns its directory."""
-    freeze_recipe(step, root)
+    record_recipe(step, root)
     directory = root / step.directory
     for name, what in content.items():
         if isinstance(what, str):
@@ -177,7 +177,7 @@ def _weight_change(run: str, rng) -> pd.DataFrame:
 
 def describe(plan: Plan, study: str, name: str) -> None:
     """What Snakemake's start and the rule `describe` do for one exhibit: its recipe file."""
-    plan.freeze()
+    plan.record()
     drawing = plan.drawings[study, name]
     path = plan.root / drawing.recipe_path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def test_a_pair_without_end_costs_itself_alone():
 
 
 def test_memory_is_bounded():
-    """2^(2^31) has 256 MiB: more than is allowed, so the pair is wrong, and the child goes on."""
+    """2^(2^31) has 256 MiB: more than is allowed, so the pair is wrong, and the child works on."""
     with Grader(seconds=30.0, memory_mib=200) as grader:
         assert grader.grade("2", r"\boxed{2^{2^{31}}}") is False
         assert grader.grade("2", r"\boxed{2}") is True

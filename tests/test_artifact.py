@@ -12,7 +12,7 @@ from scalpel.artifact.identity import canonical, digest_of, sha256_file
 from scalpel.artifact.job import open_job
 from scalpel.artifact.manifest import contents, problems
 from scalpel.artifact.stage import making
-from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import UserError
 
 JSON = st.recursive(
@@ -55,7 +55,7 @@ GOLDEN = "d9471fba4e17"
 
 def small(root, **recipe) -> Step:
     step = Step("order", "order", 1, recipe or {"seed": 1})
-    freeze_recipe(step, root)
+    record_recipe(step, root)
     return step
 
 
@@ -115,11 +115,11 @@ def test_recipe_of_another_digest_is_refused(tmp_path):
 def test_unfinished_input_is_named(tmp_path):
     first = small(tmp_path)
     second = Step("train", "grpo", 1, {}, {"order": first})
-    freeze_recipe(second, tmp_path)
+    record_recipe(second, tmp_path)
     with pytest.raises(UserError, match="needs order"):
         open_job(tmp_path / second.directory)
     gated = Step("train", "sft", 1, {}, gates={"audit": first})
-    freeze_recipe(gated, tmp_path)
+    record_recipe(gated, tmp_path)
     with pytest.raises(UserError, match="needs audit"):
         open_job(tmp_path / gated.directory)
 
@@ -137,7 +137,7 @@ def test_what_a_killed_process_left_is_no_part_of_a_result(tmp_path):
 
 def test_state_is_no_part_of_a_result(tmp_path):
     step = Step("train", "grpo", 1, {})
-    freeze_recipe(step, tmp_path)
+    record_recipe(step, tmp_path)
     directory = tmp_path / step.directory
     with making(directory):
         (directory / "state").mkdir()

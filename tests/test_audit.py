@@ -11,7 +11,7 @@ import pytest
 
 from scalpel.artifact.job import open_job
 from scalpel.artifact.stage import check_gates
-from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.artifact.step import Step, record_recipe
 from scalpel.audit import fingerprint as stamp
 from scalpel.audit import probes, referee
 from scalpel.audit.probes import audit, examples, probe, take_step, tiny_model
@@ -112,7 +112,7 @@ def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
     gate = Step("audit", "single", 1, {"fingerprint": stamp.fingerprint(SINGLE, SFTRecipe(learning_rate=1, epochs=1))})
     step = Step("train", "x", 1, {}, {}, settings, {"audit": gate})
     for made in (gate, step):
-        freeze_recipe(made, tmp_path)
+        record_recipe(made, tmp_path)
     (tmp_path / gate.manifest).write_text("{}")
     check_gates(open_job(tmp_path / step.directory))
     here = stamp.versions(stamp.PACKAGES)
@@ -131,7 +131,7 @@ def test_several_ranks_pass(layout, tmp_path):
     step = Step(
         "audit", "x", 1, {"fingerprint": stamp.fingerprint(settings, recipe)}, {}, settings.model_dump(mode="json")
     )
-    freeze_recipe(step, tmp_path)
+    record_recipe(step, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "scripts.audit", str(tmp_path / step.directory)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scalpel.config.load import freeze_config, load, read_yaml, thaw
+from scalpel.config.load import record_config, load, read_yaml, recorded_config
 from scalpel.errors import UserError
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
@@ -12,13 +12,13 @@ SFT = {"method": "sft", "epochs": 1}
 
 MISTAKES = [
     ({"scal": "x"}, "unknown key 'scal'; did you mean 'scale'?"),
-    ({"scale": "lap"}, "no scale is called 'lap'; did you mean 'laptop'?"),
+    ({"scale": "lap"}, "no scale is named 'lap'; did you mean 'laptop'?"),
     ({"scale": 3}, "scale: input should be a valid string, not 3"),
-    ({"studies": ["scalpel_vs_hamer"]}, "no study is called 'scalpel_vs_hamer'; did you mean 'scalpel_vs_hammer'?"),
+    ({"studies": ["scalpel_vs_hamer"]}, "no study is named 'scalpel_vs_hamer'; did you mean 'scalpel_vs_hammer'?"),
     ({"studies": []}, "studies: list should have at least 1 item"),
-    ({"runs": {"grop": {}}}, "no run is called 'grop'; did you mean 'grpo'?"),
+    ({"runs": {"grop": {}}}, "no run is named 'grop'; did you mean 'grpo'?"),
     ({"runs": {"grop": {}}}, "workflow/studies/scalpel_vs_hammer.yaml"),
-    ({"runs": {"other/grpo": {}}}, "no study in use is called 'other'"),
+    ({"runs": {"other/grpo": {}}}, "no study in use is named 'other'"),
     ({"runs": {"grpo": {"lerning_rate": 1}}}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
     ({"runs": {"grpo": {"steps": "x"}}}, "steps: input should be a valid integer"),
     ({"runs": {"grpo": {"steps": -1}}}, "greater than 0, not -1"),
@@ -26,7 +26,7 @@ MISTAKES = [
     ({"runs": {"grpo": {"seed": 7}}}, "give `seeds: [42]` beside `method`"),
     ({"runs": {"grpo": {"seeds": []}}}, "seeds: tuple should have at least 1 item"),
     ({"runs": {"grpo": {"seeds": [1, 1]}}}, "seeds names one twice"),
-    ({"runs": {"grpo": {"model": "olmo"}}}, "no model is called 'olmo'"),
+    ({"runs": {"grpo": {"model": "olmo"}}}, "no model is named 'olmo'"),
     ({"runs": {"grpo": {"given": {"kind": "local", "path": "x"}}}}, "give `method` for a run to be trained"),
     ({"runs": {"mine": {"method": "sfd", "epochs": 1}}}, "method 'sfd' is not known; did you mean 'sft'?"),
     ({"runs": {"sft_1ep": {"layers_from": "base"}}}, "`layers_from` and `trainable.freeze_mlp_above` go together"),
@@ -34,9 +34,9 @@ MISTAKES = [
     ({"runs": {"base": SFT}}, "names that begin with 'base' are the base models'"),
     ({"runs": {"../evil": SFT}}, "'../evil' is no name"),
     ({"runs": {"a b": SFT}}, "'a b' is no name"),
-    ({"overrides": {"evaluation": {"tasks": {"mmul": {}}}}}, "no question set is called 'mmul'; did you mean 'mmlu'?"),
-    ({"overrides": {"guard": ["mmul"]}}, "guard: no question set is called 'mmul'"),
-    ({"overrides": {"model": "olmo"}}, "model of study scalpel_vs_hammer: no model is called 'olmo'"),
+    ({"overrides": {"evaluation": {"tasks": {"mmul": {}}}}}, "no question set is named 'mmul'; did you mean 'mmlu'?"),
+    ({"overrides": {"guard": ["mmul"]}}, "guard: no question set is named 'mmul'"),
+    ({"overrides": {"model": "olmo"}}, "model of study scalpel_vs_hammer: no model is named 'olmo'"),
     ({"overrides": {"models": {"toy": {"toy": {"step": 3}}}}}, "did you mean 'steps'?"),
     ({"overrides": {"models": {"toy": {"toy": {"vocab_size": 1}}}}}, "vocab_size: input should be greater than"),
     ({"overrides": {"models": {"toy": {"toy": {"heads": 5}}}}}, "must be an even multiple of heads 5"),
@@ -64,8 +64,8 @@ def test_mistake_is_one_sentence(raw, sentence):
 def test_scales_are_valid_and_survive_freezing(scale, tmp_path):
     config = load({"scale": scale}, WORKFLOW)
     assert all(run.recipe.checkpoints == 20 for run in config.studies["scalpel_vs_hammer"].runs.values())
-    (tmp_path / "frozen.json").write_text(freeze_config(config))
-    assert thaw(tmp_path / "frozen.json") == config
+    (tmp_path / "frozen.json").write_text(record_config(config))
+    assert recorded_config(tmp_path / "frozen.json") == config
 
 
 def test_cluster_recipes_are_the_authors():

@@ -12,7 +12,7 @@ import pytest
 from scalpel.artifact import checking
 from scalpel.artifact.checking import checked, checked_folder
 from scalpel.artifact.manifest import seal
-from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def finish(step: Step, root: Path, files: dict[str, Path | str]) -> Path:
     """A finished result of these files."""
-    freeze_recipe(step, root)
+    record_recipe(step, root)
     directory = root / step.directory
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def program(
     stage: str, results: dict, roles: dict[str, str], recipe: dict, settings: dict
 ) -> subprocess.CompletedProcess:
     step = Step(stage, "x", 1, recipe, {role: results["steps"][name] for role, name in roles.items()}, settings)
-    freeze_recipe(step, results["root"])
+    record_recipe(step, results["root"])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"scripts.{stage}", str(results["root"] / step.directory)]
     done = subprocess.run(command, cwd=results["root"], env=environment, capture_output=True, text=True)

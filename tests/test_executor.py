@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 
-from scalpel.config.load import freeze_config, load, read_yaml, thaw
+from scalpel.config.load import record_config, load, read_yaml, recorded_config
 from scalpel.config.site import Site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
@@ -66,10 +66,10 @@ def test_a_job_of_several_nodes_asks_for_all_gpus(extended):
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
 def test_frozen_config_plans_the_same(scale, tmp_path):
     config = load(read_yaml(ROOT / "config.yaml") | {"scale": scale}, ROOT / "workflow")
-    (tmp_path / "frozen.json").write_text(freeze_config(config))
-    again = thaw(tmp_path / "frozen.json")
+    (tmp_path / "frozen.json").write_text(record_config(config))
+    again = recorded_config(tmp_path / "frozen.json")
     assert again == config
     assert Plan(again, ROOT / "workflow").steps.keys() == Plan(config, ROOT / "workflow").steps.keys()
-    (tmp_path / "frozen.json").write_text(freeze_config(config)[:-100])
+    (tmp_path / "frozen.json").write_text(record_config(config)[:-100])
     with pytest.raises(UserError, match="start snakemake again"):
-        thaw(tmp_path / "frozen.json")
+        recorded_config(tmp_path / "frozen.json")

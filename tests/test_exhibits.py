@@ -52,7 +52,7 @@ def shown(made, name: str, study: str = STUDY, **options):
     planned = plan.drawings[study, name]
     kind = exhibits.find(planned.recipe["kind"], root, name)
     whole = kind.options(planned.recipe["options"] | options, name)
-    entries = json.loads(json.dumps([entry.frozen() for entry in planned.entries]))
+    entries = json.loads(json.dumps([entry.record() for entry in planned.entries]))
     if "runs" in options:
         entries = [entry for run in options["runs"] for entry in entries if entry["run"] == run]
     return kind, Results.of_entries(entries, root, planned.recipe.get("published")), whole
@@ -547,7 +547,7 @@ def test_runs_look_as_the_study_says_and_others_take_what_is_left():
     [
         ({"kl": {"titel": "x"}}, "exhibits.kl: unknown key 'titel'; did you mean 'title'"),
         ({"kl": {"width_inches": -1}}, "width_inches"),
-        ({"kll": {}}, "no exhibit is called 'kll'; did you mean 'kl'"),
+        ({"kll": {}}, "no exhibit is named 'kll'; did you mean 'kl'"),
         ({"kl": {"runs": ["luffy"]}}, "'luffy' is no run of study"),
         ({"kl": {"runs": ["base"]}}, "none of its runs has results of stage kl"),
         (

@@ -19,19 +19,17 @@ from scalpel.given_import import take_in
 from scalpel.weights import load_model
 
 
-@pytest.fixture(scope="module")
-def trl_output(tiny_base, tmp_path_factory) -> Path:
+def train_with_trl(base: Path, out: Path) -> Path:
     """What TRL's SFTTrainer leaves when it is used as its documentation says, nothing of Scalpel involved."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    out = tmp_path_factory.mktemp("trl")
     rows = [{"messages": [{"role": "user", "content": f"{i} + 1?"}, {"role": "assistant", "content": f"{i + 1}."}]}
             for i in range(16)]  # fmt: skip
     SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_base),
-        processing_class=AutoTokenizer.from_pretrained(tiny_base),
+        model=AutoModelForCausalLM.from_pretrained(base),
+        processing_class=AutoTokenizer.from_pretrained(base),
         args=SFTConfig(
             output_dir=str(out), max_steps=4, save_steps=2, logging_steps=1, per_device_train_batch_size=4,
             report_to="none", use_cpu=True, learning_rate=1e-3, bf16=False,
@@ -39,6 +37,11 @@ def trl_output(tiny_base, tmp_path_factory) -> Path:
         train_dataset=Dataset.from_list(rows),
     ).train()  # fmt: skip
     return out
+
+
+@pytest.fixture(scope="module")
+def trl_output(tiny_base, tmp_path_factory) -> Path:
+    return train_with_trl(tiny_base, tmp_path_factory.mktemp("trl"))
 
 
 def hashes(directory: Path) -> dict:

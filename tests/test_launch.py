@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from scalpel.artifact.files import MANIFEST
-from scalpel.artifact.step import Step, freeze_recipe
+from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
@@ -40,7 +40,7 @@ def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]
         "data": {"kept.parquet": data[0]},
         "order": {"order.parquet": data[1]},
     }.items():
-        freeze_recipe(steps[role], root)
+        record_recipe(steps[role], root)
         for name, path in files.items():
             (root / steps[role].directory / name).symlink_to(path)
         (root / steps[role].directory / MANIFEST).write_text("{}")
@@ -53,7 +53,7 @@ class Run:
     def __init__(self, root: Path, recipe, settings: dict, model: Path, data):
         root.mkdir()
         step = Step("train", "run", 1, recipe.identity(), results(root, model, data), settings)
-        freeze_recipe(step, root)
+        record_recipe(step, root)
         self.root, self.directory = root, root / step.directory
 
     def start(self) -> subprocess.Popen:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scalpel.artifact.identity import canonical
-from scalpel.artifact.step import freeze_recipe
+from scalpel.artifact.step import record_recipe
 from scalpel.config.load import load
 from scalpel.cost.estimate import COSTS
 from scalpel.errors import UserError
@@ -257,7 +257,7 @@ def test_two_names_for_the_same_are_one_result():
 
 def test_a_result_keeps_the_name_it_was_made_under(tmp_path):
     old = plan().run("scalpel_vs_hammer", "sft_1ep", 42).checkpoints
-    freeze_recipe(old, tmp_path)
+    record_recipe(old, tmp_path)
     renamed = with_file(tmp_path / "w", "studies/scalpel_vs_hammer.yaml", lambda t: t.replace("sft_1ep", "one_epoch"))
     now = plan(root=tmp_path, workflow=renamed)
     assert now.run("scalpel_vs_hammer", "one_epoch", 42).checkpoints.directory == old.directory
@@ -350,7 +350,7 @@ def test_every_stage_has_its_program():
 
 def test_a_queued_job_outlives_an_edited_config(tmp_path):
     old = plan({"runs": {"grpo": {"learning_rate": 2e-4}}}).run("scalpel_vs_hammer", "grpo", 42).checkpoints
-    freeze_recipe(old, tmp_path)
+    record_recipe(old, tmp_path)
     now = plan(root=tmp_path)
     assert old.digest not in now.steps
     assert now.inputs(old.digest) == [step.manifest for step in (old.inputs | old.gates).values()]
@@ -399,7 +399,7 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
     def wrong(old, new):
         return with_file(tmp_path / new[:9].strip(), "studies/scalpel_vs_hammer.yaml", lambda t: t.replace(old, new))
 
-    with pytest.raises(UserError, match="no exhibit is called 'weight_chang'; did you mean 'weight_change'"):
+    with pytest.raises(UserError, match="no exhibit is named 'weight_chang'; did you mean 'weight_change'"):
         plan(workflow=wrong("kind: weight_change", "kind: weight_chang"))
     with pytest.raises(UserError, match="'grop' is no run of study scalpel_vs_hammer; did you mean 'grpo'"):
         plan(workflow=wrong("runs: [grpo]", "runs: [grop]"))

@@ -45,24 +45,24 @@ def open_job(directory: Path) -> Job:
     Raises UserError with one sentence otherwise.
     """
     wait_until_shown(directory / RECIPE)
-    frozen = read_json(directory / RECIPE)
+    recorded = read_json(directory / RECIPE)
     try:
         digest = digest_of(
-            frozen["stage"],
-            frozen["version"],
-            frozen["recipe"],
-            {role: item["digest"] for role, item in frozen["inputs"].items()},
+            recorded["stage"],
+            recorded["version"],
+            recorded["recipe"],
+            {role: item["digest"] for role, item in recorded["inputs"].items()},
         )
         root = directory.resolve().parents[2]
         job = Job(
             directory=directory,
-            stage=frozen["stage"],
-            name=frozen["name"],
+            stage=recorded["stage"],
+            name=recorded["name"],
             digest=digest,
-            recipe=frozen["recipe"],
-            inputs={role: root / item["directory"] for role, item in frozen["inputs"].items()},
-            gates={role: root / item["directory"] for role, item in frozen.get("gates", {}).items()},
-            settings=frozen["settings"],
+            recipe=recorded["recipe"],
+            inputs={role: root / item["directory"] for role, item in recorded["inputs"].items()},
+            gates={role: root / item["directory"] for role, item in recorded.get("gates", {}).items()},
+            settings=recorded["settings"],
         )
     except KeyError as missing:
         raise UserError(
@@ -76,7 +76,7 @@ def open_job(directory: Path) -> Job:
     for role, path in (job.inputs | job.gates).items():
         if not wait_until_shown(path / MANIFEST):
             raise UserError(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
-        expected = (frozen["inputs"] | frozen.get("gates", {}))[role]["digest"]
+        expected = (recorded["inputs"] | recorded.get("gates", {}))[role]["digest"]
         if not path.name.endswith("-" + expected):
             raise UserError(f"{directory / RECIPE}: input {role} points at {path}, another digest.")
     return job

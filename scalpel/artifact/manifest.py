@@ -34,13 +34,13 @@ def write_manifest(directory: Path, manifest: dict) -> None:
     write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def seal(directory: Path, frozen: dict, inputs: dict[str, Path]) -> None:
-    """Write finished.json and then manifest.json. frozen: recipe.json's content; inputs: directories by role.
+def seal(directory: Path, recorded: dict, inputs: dict[str, Path]) -> None:
+    """Write finished.json and then manifest.json. recorded: recipe.json's content; inputs: directories by role.
 
     Workflow systems delete declared outputs, manifest.json among them, before they start a job again; finished.json
     lets such a job find out in seconds that its result is there and whole.
     """
-    manifest = {key: frozen[key] for key in ("stage", "name", "version", "digest", "recipe", "inputs")}
+    manifest = {key: recorded[key] for key in ("stage", "name", "version", "digest", "recipe", "inputs")}
     manifest["files"] = contents(directory)
     made_of = {role: sha256_file(path / MANIFEST) for role, path in inputs.items()}
     write_atomically(directory / FINISHED, json.dumps({"manifest": manifest, "inputs": made_of}) + "\n")

@@ -48,7 +48,7 @@ class Step:
         """Whether its manifest lies below `root`."""
         return (root / self.manifest).is_file()
 
-    def frozen(self) -> dict:
+    def record(self) -> dict:
         """What recipe.json holds."""
         return {
             "stage": self.stage,
@@ -62,13 +62,13 @@ class Step:
         }
 
 
-def freeze_recipe(step: Step, root: Path) -> None:
+def record_recipe(step: Step, root: Path) -> None:
     """Write recipe.json unless an equal one stands there; that of a finished result is never touched."""
     directory = root / step.directory
     path = directory / RECIPE
     if path.exists() and (directory / MANIFEST).exists():
         return
-    text = json.dumps(step.frozen(), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(step.record(), indent=1, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text() != text:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)

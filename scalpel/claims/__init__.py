@@ -23,5 +23,5 @@ def find(name: str, where: str) -> tuple[Claim, ...]:
     """The claims of a module; UserError that names the place `where` and the nearest module when there is none."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SHARED)
     if name not in names:
-        raise UserError(f"{where}: no module of scalpel/claims is called {name!r}{nearest(name, names)}.")
+        raise UserError(f"{where}: no module of scalpel/claims is named {name!r}{nearest(name, names)}.")
     return importlib.import_module(f"scalpel.claims.{name}").CLAIMS

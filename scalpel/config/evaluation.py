@@ -1,7 +1,7 @@
 """Question sets, benchmarks that name them, and how answers are sampled.
 
 A question set is a result of its own, and each group of tasks one evaluation job: a new benchmark, which is a group of
-its own unless it says otherwise, makes nothing else anew.
+its own unless it says otherwise, makes nothing else again.
 """
 
 from __future__ import annotations

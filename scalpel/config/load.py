@@ -4,6 +4,7 @@ unknown key, the nearest valid one."""
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.study import Config, RunAxes, RunSpec, Study, StudyFile, UserConfig
-from scalpel.config.types import BASE
+from scalpel.config.types import BASE, NAME
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 
@@ -30,8 +31,10 @@ def load(raw: dict, workflow: Path) -> Config:
     scale_raw = merged(read_yaml(scale_file), user.overrides)
     scale = validated(Scale, scale_raw, where)
     files = {}
-    for name in user.studies:
-        path = named_file(workflow / "studies", name, "config.yaml: studies", "study")
+    for study in user.studies:
+        name, path = _study_file(workflow, study)
+        if name in files:
+            raise UserError(f"config.yaml: studies: two are named {name!r}; rename one's file.")
         files[name] = validated(StudyFile, read_yaml(path), path.name)
     ours = {study: _runs_of_user(study, files, user) for study in files}
     studies = {}
@@ -55,13 +58,13 @@ def load(raw: dict, workflow: Path) -> Config:
 STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "published")
 
 
-def freeze_config(config: Config) -> str:
-    """JSON text from which `thaw` makes the same Config, whatever has become of the files it was loaded from."""
+def record_config(config: Config) -> str:
+    """JSON text from which `recorded_config` makes the same Config, whatever has become of the files it was loaded from."""
     return config.model_dump_json(indent=1)
 
 
-def thaw(path: Path | str) -> Config:
-    """The Config of `freeze_config`'s text in a file; UserError when it is missing or damaged."""
+def recorded_config(path: Path | str) -> Config:
+    """The Config of `record_config`'s text in a file; UserError when it is missing or damaged."""
     try:
         return Config.model_validate_json(Path(path).read_text())
     except (OSError, ValidationError) as error:
@@ -69,6 +72,19 @@ def thaw(path: Path | str) -> Config:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
+    """(name, file) of a study: one of `workflow`, or a .yaml file of the user's, called by its file's name."""
+    where = "config.yaml: studies"
+    if not study.endswith(".yaml"):
+        return study, named_file(workflow / "studies", study, where, "study")
+    path = Path(study)
+    if not path.is_file():
+        raise UserError(f"{where}: {study} does not exist; give a study's name or the path of its file.")
+    if not re.fullmatch(NAME, path.stem):
+        raise UserError(f"{where}: {study}: a study is called by its file's name: letters, digits and _ only.")
+    return path.stem, path
 
 
 def _setting(study: str, scale: Scale, raw: dict, where: str) -> Setting:
@@ -84,14 +100,14 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
     for reference, options in user.runs.items():
         owner, _, run = reference.rpartition("/")
         if owner and owner not in files:
-            raise UserError(f"config.yaml: runs: no study in use is called {owner!r}{nearest(owner, files)}.")
+            raise UserError(f"config.yaml: runs: no study in use is named {owner!r}{nearest(owner, files)}.")
         known = [name for name, file in files.items() if run in file.runs and owner in ("", name)]
         new = "method" in options or "given" in options
         if not known and not new:
             there = {run for name, file in files.items() if owner in ("", name) for run in file.runs}
             files_named = ", ".join(f"workflow/studies/{name}.yaml" for name in files)
             raise UserError(
-                f"config.yaml: runs: no run is called {run!r}{nearest(run, there)}. A new run needs `method` or "
+                f"config.yaml: runs: no run is named {run!r}{nearest(run, there)}. A new run needs `method` or "
                 f"`given` (runs stand in {files_named}, too)."
             )
         if study in known or (not known and owner in ("", study)):
@@ -147,7 +163,7 @@ def _check_names(config: Config, file: str) -> None:
 
     def known(name: str, there: dict, where: str, what: str) -> None:
         if name not in there:
-            raise UserError(f"{file}: {where}: no {what} is called {name!r}{nearest(name, there)}.")
+            raise UserError(f"{file}: {where}: no {what} is named {name!r}{nearest(name, there)}.")
 
     scale = config.scale
     for name, dataset in scale.datasets.items():
@@ -239,7 +255,7 @@ def named_file(folder: Path, name: str, where: str, what: str) -> Path:
     """<folder>/<name>.yaml; UserError with the nearest name when there is none."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
-        raise UserError(f"{where}: no {what} is called {name!r}{nearest(name, names)}.")
+        raise UserError(f"{where}: no {what} is named {name!r}{nearest(name, names)}.")
     return folder / f"{name}.yaml"
 
 

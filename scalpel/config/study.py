@@ -42,14 +42,14 @@ class Look(Strict):
 
 
 class StudyFile(Strict):
-    """A file of workflow/studies."""
+    """A file of workflow/studies, or one of the user's own."""
 
     title: str
-    runs: dict[Name, dict[str, Any]]
+    runs: dict[Name, dict[str, Any]] = {}
     exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
     looks: dict[Name, Look] = {}  # of runs, and of `base`
     claims: Name | None = None  # a module of scalpel/claims
-    published: str | None = None  # a file of workflow/published
+    published: str | None = None  # a file of workflow/published, or the path of another
 
 
 class Study(Strict):
@@ -68,7 +68,7 @@ class UserConfig(Strict):
     """config.yaml: what to run, and what to change about it."""
 
     scale: Name = "laptop"
-    studies: Annotated[list[Name], Field(min_length=1)] = ["scalpel_vs_hammer"]
+    studies: Annotated[list[str], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
     runs: dict[
         Reference, dict[str, Any]

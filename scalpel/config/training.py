@@ -69,7 +69,7 @@ class TrainSettings(Strict):
     completions_at_once: Positive = 256  # of a rank that writes its own
     gradient_checkpointing: bool = False
     threads: Positive = 1  # of each rank
-    keep_state: Positive = 2  # resumable states kept while the run goes on
+    keep_state: Positive = 2  # resumable states kept during the run
     ranks: Positive = 1  # training processes on each training node
     nodes: Positive = 1  # training nodes
     engine: Literal["single", "zero2", "fsdp"] = "single"  # how several ranks share the work

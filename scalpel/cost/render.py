@@ -40,7 +40,7 @@ def render(cost: Cost) -> str:
             f"{cost.reserved:,.0f}."
         )
     text += _wrapped(
-        f"On disk {size(cost.kept)} stay; up to {size(cost.peak)} while all training runs go on at once "
+        f"On disk {size(cost.kept)} stay; up to {size(cost.peak)} while all training runs are under way at once "
         f"({size(cost.least)} one after the other). Resumable state is removed when its run ends."
     )
     if cost.finished:

@@ -121,7 +121,7 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
         else:
             raise UserError(
                 f"row {number} ({row['uuid']}): math-verify finds no answer in column 'answer' ({row['answer']!r}); "
-                "mend the row, or set filter.unparsable_answer to 'drop'."
+                "fix the row, or set filter.unparsable_answer to 'drop'."
             )
     encode = tokenizer.backend_tokenizer.encode_batch_fast
     prompts = encode([render(tokenizer, row["problem"]) for _, row, _ in candidates], add_special_tokens=False)

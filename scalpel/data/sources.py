@@ -53,7 +53,7 @@ class Rows:
             if name in row and not isinstance(row[name], (list, type(None))):
                 row[name] = [row[name]]
         if not isinstance(row["problem"], str) or not row["problem"].strip():
-            raise UserError(f"{path}, row {number}: column 'problem' is empty; mend or remove the row.")
+            raise UserError(f"{path}, row {number}: column 'problem' is empty; fix or remove the row.")
         return row
 
 

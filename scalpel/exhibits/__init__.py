@@ -80,7 +80,7 @@ def find(name: str, root: Path, where: str) -> Kind:
         module = _load(path, where)
     else:
         if name not in kinds():
-            raise UserError(f"{where}: no exhibit is called {name!r}{nearest(name, kinds())}.")
+            raise UserError(f"{where}: no exhibit is named {name!r}{nearest(name, kinds())}.")
         path, module = HERE / f"{name}.py", importlib.import_module(f"scalpel.exhibits.{name}")
     reads = getattr(module, "READS", None)
     if not isinstance(reads, tuple) or not callable(getattr(module, "table", None)):

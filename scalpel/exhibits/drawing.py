@@ -18,7 +18,7 @@ from scalpel.errors import UserError
 
 
 class Opened(NamedTuple):
-    """A recipe file (scalpel/plan.py, Drawing.frozen)."""
+    """A recipe file (scalpel/plan/model.py, Drawing.record)."""
 
     path: Path
     root: Path  # to which all its other paths are relative

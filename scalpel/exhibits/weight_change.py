@@ -27,7 +27,7 @@ def table(results, options):
 def draw(frame, options, style):
     """A panel per projection over layers, with a line per checkpoint (late ones dark), the mean over seeds.
 
-    One more panel: each projection's mean over layers as training goes on, with a band between seeds. All panels share
+    One more panel: each projection's mean over layers as training proceeds, with a band between seeds. All panels share
     the figure's own y scale.
     """
     import matplotlib

@@ -16,7 +16,7 @@ from scalpel.artifact.checking import CHECKED
 from scalpel.artifact.files import ROOT
 from scalpel.launch import slurm
 
-DEVICES = "SCALPEL_DEVICES"  # the GPUs a child may see; SLURM sets CUDA_VISIBLE_DEVICES anew for every step
+DEVICES = "SCALPEL_DEVICES"  # the GPUs a child may see; SLURM sets CUDA_VISIBLE_DEVICES again for every step
 
 
 @dataclass

@@ -121,7 +121,7 @@ def watch(crew: Crew, directory: Path, ranks: list[str], servers: dict, settings
             crew.kill(ranks)
             name, status = next(iter(failed.items()))
             how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
-            raise UserError(f"{name} of {directory} {how}; see its lines in the log. Started again, it goes on.")
+            raise UserError(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
         if len(ended) == len(ranks):
             break
         for name, (arguments, environment, node) in servers.items():

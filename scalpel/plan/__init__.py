@@ -1,6 +1,6 @@
 """Config -> every result with its recipe, digest, directory, inputs and gates. The Snakefile looks things up here.
 
-Nothing here imports torch or writes, `Plan.freeze` aside, which the Snakefile calls when a run starts.
+Nothing here imports torch or writes, `Plan.record` aside, which the Snakefile calls when a run starts.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import yaml
-
 from scalpel import claims, exhibits
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
-from scalpel.artifact.step import Step, freeze_recipe
-from scalpel.config.load import freeze_config, nearest
+from scalpel.artifact.step import Step, record_recipe
+from scalpel.config.load import record_config, nearest, read_yaml
 from scalpel.config.scale import StageResources
 from scalpel.config.study import Config, RunSpec
 from scalpel.errors import UserError
@@ -111,13 +109,16 @@ class Plan:
         if not name:
             return {}
         path = self.workflow / "published" / name
+        path = path if path.is_file() else self.root / name
         if not path.is_file():
-            raise UserError(f"{study}.yaml: published: {path} does not exist.")
-        return yaml.safe_load(path.read_text())
+            raise UserError(
+                f"{study}.yaml: published: {path} does not exist; name a file of workflow/published or its path."
+            )
+        return read_yaml(path)
 
     # ------------------------------------------------------------ looking up
 
-    def _frozen(self, digest: str) -> dict:
+    def _recorded(self, digest: str) -> dict:
         """recipe.json of a step that is no longer in the config but still queued or lying in results/."""
         found = sorted(self.root.glob(f"results/*/*-{digest}/{RECIPE}"))
         if not found:
@@ -129,8 +130,8 @@ class Plan:
         if digest in self.steps:
             step = self.steps[digest]
             return [other.manifest for other in (step.inputs | step.gates).values()]
-        frozen = self._frozen(digest)
-        found = frozen["inputs"] | frozen.get("gates", {})
+        recorded = self._recorded(digest)
+        found = recorded["inputs"] | recorded.get("gates", {})
         return [f"{item['directory']}/{MANIFEST}" for item in found.values()]
 
     def resources_of_stage(self, stage: str) -> StageResources:
@@ -160,24 +161,24 @@ class Plan:
         """Steps without a manifest."""
         return [step for step in self.steps.values() if not step.finished(self.root)]
 
-    def freeze(self) -> Path:
+    def record(self) -> Path:
         """Write the config and the recipe of every step and drawing, so that a queued job outlives an edited config.
 
-        Returns the frozen config's path (scalpel.config.load.thaw reads it).
+        Returns the recorded config's path (scalpel.config.load.recorded_config reads it).
         """
-        text = freeze_config(self.config)
-        frozen = self.root / f"results/configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-        if not frozen.exists():
-            frozen.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(frozen, text + "\n")
+        text = record_config(self.config)
+        recorded = self.root / f"results/configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not recorded.exists():
+            recorded.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(recorded, text + "\n")
         for step in self.steps.values():
-            freeze_recipe(step, self.root)
+            record_recipe(step, self.root)
         for drawing in self.drawings.values():
             path = self.root / drawing.draft_path
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, json.dumps(drawing.frozen(), indent=1, ensure_ascii=False) + "\n")
-        return frozen.resolve()
+                write_atomically(path, json.dumps(drawing.record(), indent=1, ensure_ascii=False) + "\n")
+        return recorded.resolve()
 
 
 def _described(spec: RunSpec) -> dict:

@@ -64,7 +64,7 @@ class Entry(NamedTuple):
             "chain": [step.digest for step in self.chain],
         }
 
-    def frozen(self) -> dict:
+    def record(self) -> dict:
         """What the exhibit's recipe file holds."""
         return self._asdict() | {"step": self.step.directory, "chain": [step.directory for step in self.chain]}
 
@@ -105,12 +105,12 @@ class Drawing:
         steps = {step.digest: step for entry in self.entries for step in (entry.step, *entry.chain)}
         return [step.manifest for step in steps.values()]
 
-    def frozen(self) -> dict:
+    def record(self) -> dict:
         return {
             "study": self.study,
             "name": self.name,
             "digest": self.digest,
             "recipe": self.recipe,
-            "entries": [entry.frozen() for entry in self.entries],
+            "entries": [entry.record() for entry in self.entries],
             "files": self.files,
         }

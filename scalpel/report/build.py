@@ -89,11 +89,11 @@ def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     file = files.get(".png", files[".csv"])
     if embedded.current(file)["digest"] != planned["digest"]:
         raise UserError(f"{file} does not show what was planned; delete it and start snakemake again.")
-    frozen = read_json(file.parent / "recipes" / f"{name}-{planned['digest']}.json")["recipe"]
-    options = frozen["options"]
+    recorded = read_json(file.parent / "recipes" / f"{name}-{planned['digest']}.json")["recipe"]
+    options = recorded["options"]
     heading, caption = options["number"] or name, options["caption"]
     if file.suffix == ".png":
         image = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
         return Exhibit(name, heading, caption, image=image)
-    label = Style(frozen["looks"], (), ExhibitOptions(labels=options["labels"])).label
+    label = Style(recorded["looks"], (), ExhibitOptions(labels=options["labels"])).label
     return Exhibit(name, heading, caption, table=tables.of_csv(file, label))

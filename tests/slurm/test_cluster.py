@@ -89,7 +89,7 @@ class Lab:
 
 
 def node_killed(lab: Lab) -> None:
-    """SLURM finds the node dead, queues the job again elsewhere, and the run goes on from its last state."""
+    """SLURM finds the node dead, queues the job again elsewhere, and the run resumes from its last state."""
     with TRIO:
         run = lab.checkout("node_killed", constraint="trio")
         run.start(lab.target)
@@ -171,7 +171,7 @@ def preempted_and_cancelled(lab: Lab) -> None:
 
 
 def main_killed(lab: Lab) -> None:
-    """kill -9 of Snakemake: its job goes on, and the next start waits for it instead of training twice."""
+    """kill -9 of Snakemake: its job runs on, and the next start waits for it instead of training twice."""
     run = lab.checkout("main_killed")
     run.start(lab.target)
     held = lab.hold(run)
@@ -215,7 +215,7 @@ def broken_gpu(lab: Lab) -> None:
 
 
 def disk_full(lab: Lab) -> None:
-    """One sentence, what was saved is kept, and with room again the run goes on."""
+    """One sentence, what was saved is kept, and with room again the run resumes."""
     run = lab.note(Checkout(lab.cluster, "disk_full", constraint="steady"))
     results = run.root / "results"
     results.mkdir()
