@@ -157,3 +157,13 @@ def test_damaged_directories_are_named(copy, tiny_base, damage, words):
     with pytest.raises(UserError, match=words) as error:
         replace_weights(load_model(tiny_base), directory)
     assert str(directory) in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["SFT", "GRPO"])
+def test_training_refuses_a_start_that_lacks_a_tensor(method, copy, tiny_base, tiny_data, tmp_path):
+    from tests import test_methods
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(UserError, match=f"model does not load .tensor {NORM} is missing"):
+        test_methods.train(getattr(test_methods, method), tiny_base, tiny_data, out, start=copy(lack))
