@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scalpel.config.load import record_config, load, read_yaml, recorded_config
+from scalpel.config.load import load, read_yaml, record_config, recorded_config
 from scalpel.errors import UserError
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"

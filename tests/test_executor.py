@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 
-from scalpel.config.load import record_config, load, read_yaml, recorded_config
+from scalpel.config.load import load, read_yaml, record_config, recorded_config
 from scalpel.config.site import Site
 from scalpel.errors import UserError
 from scalpel.plan import Plan

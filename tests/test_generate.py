@@ -30,7 +30,7 @@ SETTINGS = EvaluationSettings(batch_size=12)
 
 def made(tiny_data, model, base, out, recipe=RECIPE, settings=SETTINGS, seed=3):
     out.mkdir(parents=True, exist_ok=True)
-    generate(tiny_data[0], model, base, recipe, seed, settings, out)
+    generate(tiny_data[0], model, base, recipe, seed, 10_000, settings, out)
     return out
 
 

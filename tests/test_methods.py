@@ -322,10 +322,10 @@ def test_frozen_parameters_do_not_change(trainable, tiny_base, tiny_data, tmp_pa
 def test_frozen_check_can_fail(tiny_base, finished):
     last = sorted(finished["sft"].glob("checkpoints/*"))[-1]
     with pytest.raises(RuntimeError, match="was frozen and changed"):
-        check_recorded(tiny_base, last, Trainable(only=("q_proj",)), had_gradient=True)
+        check_frozen(tiny_base, last, Trainable(only=("q_proj",)), had_gradient=True)
     with pytest.raises(RuntimeError, match="did not train"):
-        check_recorded(tiny_base, tiny_base, Trainable(), had_gradient=True)
-    assert not check_recorded(tiny_base, tiny_base, Trainable(), had_gradient=False)["trained"]
+        check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=True)
+    assert not check_frozen(tiny_base, tiny_base, Trainable(), had_gradient=False)["trained"]
 
 
 def test_absent_layer_is_refused(tiny_base, tiny_data, tmp_path):

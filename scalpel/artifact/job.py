@@ -34,6 +34,10 @@ class Job:
         """A file of an input, hashed against the input's manifest first."""
         return checked(self.inputs[role].joinpath(*name))
 
+    def recipe_of(self, role: str) -> dict:
+        """What an input was made by."""
+        return read_json(self.inputs[role] / MANIFEST)["recipe"]
+
     def inputs_of(self, kind: str) -> dict[str, Path]:
         """The inputs whose role is ``<kind>/...``, keyed by what follows the slash."""
         return {role.split("/", 1)[1]: path for role, path in self.inputs.items() if role.startswith(kind + "/")}

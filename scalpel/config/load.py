@@ -59,7 +59,7 @@ STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "published")
 
 
 def record_config(config: Config) -> str:
-    """JSON text from which `recorded_config` makes the same Config, whatever has become of the files it was loaded from."""
+    """JSON text from which `recorded_config` makes the same Config, whatever has become of the files behind it."""
     return config.model_dump_json(indent=1)
 
 

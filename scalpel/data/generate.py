@@ -1,8 +1,9 @@
 """A model's own answers to the kept questions, verified: what a run is trained on in place of traces.
 
 Each question is answered `samples` times by the inference engine and every answer is checked. The first one that is
-right and ended of itself takes the trace's place; questions without one are dropped and counted. Answers are journalled
-in parts below state/, so a start that was killed costs its last part, and the result is the same file by file.
+right, ended of itself and fits the rows' cap of tokens takes the trace's place; questions without one are dropped and
+counted. Answers are journalled in parts below state/, so a start that was killed costs its last part, and the result
+is the same file by file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ ANSWERS = pa.schema(
 )
 REASONS = {
     "no_verified_answer": "none of the answers is right",
-    "too_long": "no right answer ended within max_new_tokens",
+    "too_long": "no right answer ended within max_new_tokens and fits filter.max_tokens with its question",
 }
 
 
@@ -56,13 +57,15 @@ def generate(
     base: Path,
     recipe: GenerateRecipe,
     seed: int,
+    max_tokens: int,
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
     """Write answers.parquet, kept.parquet (the data stage's columns), drops.csv, difficulty.csv and spent.json.
 
     rows: kept.parquet of the data stage. model: who answers. base: whose tokenizer and template are used. seed: the
-    run's; each question's random numbers follow from it and the question's row. Raises UserError when no question has
+    run's; each question's random numbers follow from it and the question's row. max_tokens: of a kept conversation, as
+    the rows were filtered. Raises UserError when no question has
     an answer that can be kept.
     """
     import torch
@@ -85,7 +88,7 @@ def generate(
         with Grader() as grader:
             for first, last in track(parts, f"answers: {recipe.samples} to each of {len(questions)} questions, part"):
                 journal.add(first, last, _answers(questions[first:last], engine, tokenizer, grader, recipe, seed))
-    _write(questions, journal, tokenizer, recipe, parameters, out)
+    _write(questions, journal, tokenizer, recipe, max_tokens, parameters, out)
 
 
 def _answers(
@@ -173,8 +176,14 @@ class Journal:
 
 
 def _write(
-    questions: list[dict], journal: Journal, tokenizer, recipe: GenerateRecipe, parameters: int, out: Path
-) -> None:
+    questions: list[dict],
+    journal: Journal,
+    tokenizer,
+    recipe: GenerateRecipe,
+    max_tokens: int,
+    parameters: int,
+    out: Path,
+) -> None:  # fmt: skip
     """The result, from the journal."""
     counts: Counter[str] = Counter()
     asked, kept_of = Counter(), Counter()  # by how many of a question's answers are right
@@ -188,7 +197,7 @@ def _write(
             kept = []
             for question, answers in group:
                 right = sum(answer["correct"] for answer in answers)
-                good = next((a["completion"] for a in answers if a["correct"] and a["ended"]), None)
+                good = _first_good(question, answers, tokenizer, max_tokens)
                 outcome = "kept" if good is not None else "too_long" if right else "no_verified_answer"
                 counts[outcome] += 1
                 asked[right] += 1
@@ -196,18 +205,16 @@ def _write(
                 read += question["prompt_tokens"]
                 written += sum(answer["tokens"] for answer in answers)
                 if good is not None:
-                    kept.append(question | {"trace": good})
-            texts = [render(tokenizer, row["problem"], row["trace"]) for row in kept]
-            lengths = map(len, tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-            kept = [row | {"tokens": length} for row, length in zip(kept, lengths, strict=True)]
+                    kept.append(question | good)
             kept_file.write_table(pa.Table.from_pylist(kept, KEPT_SCHEMA))
             rows = [answer for _, answers in group for answer in answers]
             answers_file.write_table(pa.Table.from_pylist(rows, ANSWERS))
     if not counts["kept"]:
         raise UserError(
             f"none of the {len(questions)} questions has an answer to keep ({counts['no_verified_answer']} have no "
-            f"right one, {counts['too_long']} none that ended within {recipe.max_new_tokens} tokens); raise "
-            "generate.samples or generate.max_new_tokens, or let a better model answer."
+            f"right one, {counts['too_long']} none that ended within {recipe.max_new_tokens} tokens and fits "
+            f"filter.max_tokens {max_tokens} with its question); raise generate.samples or generate.max_new_tokens, or "
+            "let a better model answer."
         )
     table = [[reason, counts[reason], meaning] for reason, meaning in REASONS.items()]
     table += [["kept", counts["kept"], "trained on"], ["read", len(questions), "all questions of the data stage"]]
@@ -221,6 +228,17 @@ def _write(
         "flops": 2.0 * parameters * (read + written),  # of forward passes, as scalpel/cost counts them
     }
     write_atomically(out / "spent.json", json.dumps(spent, indent=1) + "\n")
+
+
+def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int) -> dict | None:
+    """trace and tokens of the first answer that can be trained on."""
+    for answer in answers:
+        if answer["correct"] and answer["ended"]:
+            text = render(tokenizer, question["problem"], answer["completion"])
+            tokens = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
+            if tokens <= max_tokens:
+                return {"trace": answer["completion"], "tokens": tokens}
+    return None
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:

@@ -36,7 +36,7 @@ def freeze(model, trainable: Trainable) -> None:
         raise UserError("`trainable` leaves nothing to train; check its names against the model's modules.")
 
 
-def check_recorded(start: Path, checkpoint: Path, trainable: Trainable, had_gradient: bool) -> dict[str, list[str]]:
+def check_frozen(start: Path, checkpoint: Path, trainable: Trainable, had_gradient: bool) -> dict[str, list[str]]:
     """Compare every tensor of the last checkpoint with the start: {trained, frozen, trained_but_equal} names.
 
     Raises RuntimeError when a frozen tensor changed, or when no trained one did although some step had a

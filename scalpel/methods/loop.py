@@ -358,7 +358,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
             "warning: no step had a gradient (all rewards of each group were equal); the model is what it started from",
             flush=True,
         )
-    trained = check_recorded(run.start, out / listing[-1]["path"], run.trainable, had_gradient)
+    trained = check_frozen(run.start, out / listing[-1]["path"], run.trainable, had_gradient)
     write_atomically(out / "trained.json", json.dumps(trained, indent=1) + "\n")
     write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")
     return rows

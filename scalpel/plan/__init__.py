@@ -12,7 +12,7 @@ from pathlib import Path
 from scalpel import claims, exhibits
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
 from scalpel.artifact.step import Step, record_recipe
-from scalpel.config.load import record_config, nearest, read_yaml
+from scalpel.config.load import nearest, read_yaml, record_config
 from scalpel.config.scale import StageResources
 from scalpel.config.study import Config, RunSpec
 from scalpel.errors import UserError
