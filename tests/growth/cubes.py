@@ -6,7 +6,7 @@ READS = ("weight_change",)
 def table(results, options):
     from scalpel.exhibits.results import final
 
-    frame = final(results.weight_change(), "run", "seed")
+    frame = final(results.weight_change())
     frame = frame[frame["reference"] == "base"]
     return frame.assign(cube=frame["relative"] ** 3).groupby(["run", "seed"], as_index=False)["cube"].mean()
 

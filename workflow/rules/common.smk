@@ -2,7 +2,7 @@
 import shlex
 
 
-def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}"):
+def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}", label="{wildcards.name}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
     here, python = (
         shlex.quote(str(text)).replace("{", "{{").replace("}", "}}") for text in (workflow.basedir, sys.executable)
@@ -11,7 +11,7 @@ def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest
         # SLURM sends SIGTERM to all processes of a job. The shell and what keeps the lines outlive it, as a run saves
         # then; the program itself is not to inherit that.
         f"trap : TERM; PYTHONPATH={here} OMP_NUM_THREADS={{threads}} {python} -m scripts.{program} {argument}"
-        " 2>&1 | (trap '' TERM; tee -a {log:q} | sed -u 's/^/[{rule} {wildcards[0]}] /')"
+        f" 2>&1 | (trap '' TERM; tee -a {{log:q}} | sed -u 's/^/[{{rule}} {label}] /')"
     )
 
 

@@ -26,7 +26,7 @@ rule figure:
         exhibit="|".join(plan.names("figures")),
     localrule: True
     shell:
-        command("exhibit", "{input.recipe:q}")
+        command("exhibit", "{input.recipe:q}", "{wildcards.exhibit}")
 
 
 rule table:
@@ -41,7 +41,7 @@ rule table:
         exhibit="|".join(plan.names("tables")),
     localrule: True
     shell:
-        command("exhibit", "{input.recipe:q}")
+        command("exhibit", "{input.recipe:q}", "{wildcards.exhibit}")
 
 
 rule report:
@@ -55,4 +55,4 @@ rule report:
         "results/logs/report/{study}.log",
     localrule: True
     shell:
-        command("report", "{input.recipe:q}")
+        command("report", "{input.recipe:q}", "{wildcards.study}")
