@@ -33,9 +33,9 @@ def lab(tmp_path_factory):
 @pytest.mark.slow
 def test_the_whole_study(lab):
     results = lab / "results"
-    frame = pd.read_csv(results / "figures/growth/cubes.csv")
+    frame = pd.read_csv(results / "figures/growth/cubes.csv", comment="#")
     assert {(row.run, row.seed) for row in frame.itertuples()} >= {("sft", seed) for seed in EACH_SEED}
-    scores = pd.read_csv(results / "tables/growth/scores.csv")
+    scores = pd.read_csv(results / "tables/growth/scores.csv", comment="#")
     assert {"sums", "yes_no", "math_500", "mmlu"} <= set(scores["benchmark"].str.lower()) | set(scores["benchmark"])
     assert "Nothing to be done" in snakemake("-n", cwd=lab)
     assert not list(results.glob("train/same_as_sft*")), "the same recipe and inputs are one result"
@@ -71,6 +71,6 @@ def test_checkpoints_that_trl_made(lab, tmp_path):
     jobs = planned(snakemake("-n", cwd=lab))
     assert jobs["given"] == jobs["kl"] == jobs["weight_change"] == 1 and "train" not in jobs and "base" not in jobs
     snakemake("--cores", "2", cwd=lab)
-    frame = pd.read_csv(lab / "results/figures/growth/cubes.csv")
+    frame = pd.read_csv(lab / "results/figures/growth/cubes.csv", comment="#")
     assert "elsewhere" in set(frame["run"])
     assert re.search("elsewhere", (lab / "results/report/growth/index.html").read_text())

@@ -44,8 +44,9 @@ def render(path: Path) -> None:
 
 
 def _csv(frame: pd.DataFrame, provenance: dict) -> bytes:
-    """Numbers in full; the first line is a comment."""
-    return f"# {embedded.text_of(provenance)}\n".encode() + frame.to_csv(index=False, lineterminator="\n").encode()
+    """Numbers in full. The first line is a comment; what the table shows stands in the recipe file of its digest."""
+    short = {key: value for key, value in provenance.items() if key != "entries"}
+    return f"# {embedded.text_of(short)}\n".encode() + frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _pictures(kind: exhibits.Kind, frame: pd.DataFrame, style: Style, title: str, provenance: dict) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from scalpel.config.types import BASE
 from scalpel.exhibits import axis
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import final, task_name, task_order
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008), told apart by colour-blind readers, too; yellow, which is faint on white, last.
 PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#707070", "#F0E442")
-MARKERS = "ovD^Ps*X"  # not as many as colours, so that a colour's second run has another marker
+MARKERS = "ovD^Ps*"  # seven: no divisor of the number of colours, so that a colour's second run has another marker
+BASE_COLOR = "#707070"
 DARK = "#303030"
 
 
@@ -36,7 +38,7 @@ class Style:
         self.options = options
         self.runs = list(runs)
         self._labels = {run: look.get("label") for run, look in looks.items()} | options.labels
-        colors = {run: (look.get("color") or "").upper() for run, look in looks.items()}
+        colors = {BASE: BASE_COLOR} | {run: look["color"].upper() for run, look in looks.items() if look.get("color")}
         self.colors = _completed(self.runs, colors, PALETTE)
         self.markers = _completed(self.runs, {run: look.get("marker") for run, look in looks.items()}, MARKERS)
 
@@ -83,9 +85,10 @@ class Style:
 
     def label_x(self, of: Axis) -> None:
         """Label a matplotlib axis that shows option x; large counts as 200k, 1M."""
-        from matplotlib.ticker import EngFormatter
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
         of.set_label_text(axis.LABELS[self.options.x])
+        of.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         if self.options.x != "steps":
             of.set_major_formatter(EngFormatter(sep=""))
 
