@@ -40,7 +40,8 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     """Lay the model directories `sources` (by optimizer step) out in `out`.
 
     base: the base model. recipe: the step's, with the files' sha256 as the plan saw them and, if known,
-    questions_per_step, tokens_per_step and written_per_step. output: the trainer's output directory, which may hold its log.
+    questions_per_step, tokens_per_step and written_per_step. output: the trainer's output directory, which may hold
+    its log.
     Raises UserError naming the checkpoint that changed since the plan or is not one of this base model.
     """
     listing = []
