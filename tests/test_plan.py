@@ -42,7 +42,7 @@ def lost_steps(raw, before=None) -> set[str]:
 def with_file(workflow: Path, name: str, change) -> Path:
     """A copy of workflow/ with one study's or scale's text changed."""
     for folder in ("studies", "scales", "published"):
-        (workflow / folder).mkdir(parents=True)
+        shutil.copytree(WORKFLOW / folder, workflow / folder)
         for path in (WORKFLOW / folder).glob("*.yaml"):
             text = path.read_text()
             (workflow / folder / path.name).write_text(change(text) if f"{folder}/{path.name}" == name else text)

@@ -8,7 +8,8 @@ An exhibit's file declares, at its top level,
 * ``draw(frame, options, style)``, for figures: a matplotlib Figure of that frame and nothing else; style is a Style of
   scalpel/exhibits/style.py;
 * ``Options``, if it takes options of its own: a subclass of ExhibitOptions;
-* ``PUBLISHED = True``, if it shows published numbers (``results.published``).
+* ``PUBLISHED``, if it shows published numbers (``results.published``): which sections of the study's file, as a tuple
+  (scalpel/published.py), or True for all of them.
 
 The plan imports these files, so torch, pandas, matplotlib and seaborn are imported inside the functions.
 """
@@ -50,9 +51,10 @@ class Kind:
     def reads(self) -> tuple[str, ...]:
         return tuple(self.module.READS)
 
-    @property
-    def published(self) -> bool:
-        return bool(getattr(self.module, "PUBLISHED", False))
+    def of_published(self, numbers: dict) -> dict:
+        """The part of a study's published numbers that it shows; empty when it shows none."""
+        wanted = getattr(self.module, "PUBLISHED", ())
+        return numbers if wanted is True else {name: numbers[name] for name in wanted or () if name in numbers}
 
     @property
     def folder(self) -> str:

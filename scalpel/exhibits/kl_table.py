@@ -3,7 +3,7 @@
 from scalpel.exhibits.options import ComparedOptions
 
 READS = ("kl",)
-PUBLISHED = True
+PUBLISHED = ("kl",)
 Options = ComparedOptions
 
 

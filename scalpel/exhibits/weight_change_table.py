@@ -3,7 +3,7 @@
 from scalpel.exhibits.options import ComparedOptions
 
 READS = ("weight_change",)
-PUBLISHED = True
+PUBLISHED = ("weight_change",)
 Options = ComparedOptions
 
 

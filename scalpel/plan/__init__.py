@@ -9,10 +9,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from scalpel import claims, exhibits
+from scalpel import claims, exhibits, published
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
 from scalpel.artifact.step import Step, record_recipe
-from scalpel.config.load import nearest, read_yaml, record_config
+from scalpel.config.load import nearest, record_config
 from scalpel.config.scale import StageResources
 from scalpel.config.study import Config, RunSpec
 from scalpel.errors import UserError
@@ -33,6 +33,7 @@ class Plan:
         self.runs = Runs(config, self.registry, self.materials, root)
         self.entries: dict[str, list[Entry]] = {study: list(self.runs.results(study)) for study in config.studies}
         self.drawings: dict[tuple[str, str], Drawing] = {}
+        self._numbers: dict[Path, dict] = {}
         for study in config.studies:
             self._show(study)
 
@@ -59,9 +60,9 @@ class Plan:
             for run in options.labels:
                 if run not in shown:
                     raise UserError(f"{where}: labels: {run!r} is none of the runs shown{nearest(run, shown)}.")
-            published = self._published(study) if kind.published else {}
+            numbers = kind.of_published(self._published(study))
             recipe = {"kind": kind.name, "code": kind.code, "options": options.model_dump(mode="json"), "looks": looks}
-            recipe |= {"published": published} if published else {}
+            recipe |= {"published": numbers} if numbers else {}
             files = tuple(f"results/{kind.folder}/{study}/{name}.{suffix}" for suffix in kind.suffixes)
             self.drawings[study, name] = Drawing(study, name, recipe, entries, files)
         if config.claims:
@@ -114,7 +115,9 @@ class Plan:
             raise UserError(
                 f"{study}.yaml: published: {path} does not exist; name a file of workflow/published or its path."
             )
-        return read_yaml(path)
+        if path not in self._numbers:
+            self._numbers[path] = published.read(path)
+        return self._numbers[path]
 
     # ------------------------------------------------------------ looking up
 
