@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.analysis.weight_change import open_tensors
+from scalpel.analysis.tensors import open_tensors
 from scalpel.artifact.files import write_atomically
 from scalpel.artifact.identity import sha256_file
 from scalpel.errors import UserError
