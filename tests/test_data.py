@@ -9,11 +9,11 @@ import pytest
 
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.config.data import FilterRecipe, OrderRecipe
-from scalpel.data.answers import Grader
 from scalpel.data.filter import Overlap, choose_trace, filter_rows
 from scalpel.data.order import write_order
 from scalpel.data.sources import last_boxed, open_rows
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 
 RECIPE = FilterRecipe(max_tokens=230, decontamination_ngram=6)
 
@@ -64,6 +64,7 @@ def test_every_reason_and_a_table_that_adds_up(tiny_base, tmp_path):
         "incomplete_trace": 1,
         "duplicate": 1,
         "evaluation_overlap": 2,
+        "special_token": 0,
         "unparsable_answer": 1,
         "prompt_too_long": 0,
         "too_long": 1,

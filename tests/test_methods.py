@@ -25,7 +25,6 @@ from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.likelihood import BLANK, micro_batches
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.rewards import well_formed
 from scalpel.methods.rollouts import schedule as rollout_schedule
 from scalpel.methods.schedule import checkpoint_steps, read_questions
 from scalpel.methods.sft import SFTRecipe
@@ -442,11 +441,6 @@ def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, t
         train(SFT, tiny_base, tiny_data, tmp_path)
     assert [p.name for p in tmp_path.glob("checkpoints/*")] and usable_state(tmp_path / "state") is not None
     assert not (tmp_path / "checkpoints.json").exists()
-
-
-def test_format_reward_wants_the_whole_completion():
-    good = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
-    assert well_formed([good, good + " and more", "x" + good, good.replace("\n<answer>", " <answer>")]) == [1, 0, 0, 0]
 
 
 def test_prompt_is_the_rendered_conversation(tiny_base):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from scalpel.config.data import HubDataset
-from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
+from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, later, unhashed
 
 Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
 FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
@@ -93,6 +93,9 @@ class EvaluationRecipe(Recipe):
     top_p: Fraction = 0.95
     seed: Whole = 42  # common to all runs and their seeds, so that scores stay paired
     inference: Literal["transformers", "vllm"] = "transformers"
+    answer_rule: Literal["strict", "authors"] = later(
+        "strict", as_before="strict"
+    )  # of maths: scalpel/grading/judge.py
 
     def groups(self) -> dict[str, EvaluationRecipe]:
         """Each group's share of the tasks, by the group's name, in the order of the tasks."""

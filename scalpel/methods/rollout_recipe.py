@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Fraction, Positive
+from scalpel.config.types import Fraction, Positive, later
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.errors import UserError
 from scalpel.methods.method import RowSizes, Work
@@ -33,6 +33,7 @@ class RolloutRecipe(MethodRecipe):
     mask_truncated_completions: bool = True
     disable_dropout: bool = True
     accuracy_weight: float = 1.0
+    answer_rule: Literal["strict", "authors"] = later("strict", as_before="strict")  # scalpel/grading/judge.py
     format_weight: float = 0.2  # the paper's text: 0.2 in section 3.1, 0.1 in appendix B.2; the code 0.2
 
 
