@@ -167,8 +167,8 @@ def test_the_right_choice_as_index_letter_or_text(answer, choices, index, tmp_pa
 )
 def test_bad_rows_are_named(form, change, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
-        laid_out(tmp_path, form, [ROWS[form], ROWS[form] | change])
-    assert str(tmp_path / "given.parquet") in str(error.value)
+        laid_out(tmp_path, form, [ROWS[form], ROWS[form] | change], suffix=".jsonl")
+    assert str(tmp_path / "given.jsonl") in str(error.value)
 
 
 def test_bad_files_are_named(tmp_path):
