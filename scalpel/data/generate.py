@@ -8,7 +8,6 @@ is the same file by file.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from scalpel.chat import control_text, load_tokenizer, opening, render
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
 from scalpel.data.filter import KEPT_SCHEMA
+from scalpel.data.tables import write_csv
 from scalpel.errors import UserError
 from scalpel.grading.grader import Grader
 from scalpel.inference import Engine, EngineSettings, open_engine
@@ -59,7 +59,7 @@ def generate(
     base: Path,
     recipe: GenerateRecipe,
     seed: int,
-    max_tokens: int,
+    max_tokens: int | None,
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
@@ -182,7 +182,7 @@ def _write(
     journal: Journal,
     tokenizer,
     recipe: GenerateRecipe,
-    max_tokens: int,
+    max_tokens: int | None,
     parameters: int,
     out: Path,
 ) -> None:  # fmt: skip
@@ -221,9 +221,9 @@ def _write(
         )
     table = [[reason, counts[reason], meaning] for reason, meaning in REASONS.items()]
     table += [["kept", counts["kept"], "trained on"], ["read", len(questions), "all questions of the data stage"]]
-    _write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
+    write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
     shares = [[n, n / recipe.samples, asked[n], kept_of[n]] for n in range(recipe.samples + 1)]
-    _write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
+    write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
     spent = {
         "read_tokens": read,  # each prompt once
         "written_tokens": written,
@@ -241,19 +241,14 @@ def _lost(answers: list[dict], control: re.Pattern) -> str:
     return "special_token" if all(control.search(answer["completion"]) for answer in right) else "too_long"
 
 
-def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int, control: re.Pattern) -> dict | None:
+def _first_good(
+    question: dict, answers: list[dict], tokenizer, max_tokens: int | None, control: re.Pattern
+) -> dict | None:
     """trace and tokens of the first answer that can be trained on."""
     for answer in answers:
         if answer["correct"] and answer["ended"] and not control.search(answer["completion"]):
             text = render(tokenizer, question["problem"], answer["completion"])
             tokens = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
-            if tokens <= max_tokens:
+            if max_tokens is None or tokens <= max_tokens:
                 return {"trace": answer["completion"], "tokens": tokens}
     return None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(header)
-        table.writerows(rows)

@@ -27,7 +27,7 @@ from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation.grading import HARNESS_SECONDS, bound_process_results
 from scalpel.evaluation.lm_eval_files import dump, evaluated_split, fewshot_split, parse
-from scalpel.evaluation.questions import EXAMPLES, QUESTIONS, QuestionSet
+from scalpel.evaluation.question_set import EXAMPLES, QUESTIONS, QuestionSet
 from scalpel.evaluation.quiet import quiet
 from scalpel.grading.children import Children, Raised
 
@@ -133,7 +133,7 @@ class LMEvalTask:
 
     def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model, folder: Path):
         """model: an LMEvalEngine. folder: temporary files of the harness."""
-        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None)):
+        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None), ("one_turn", False)):
             if getattr(recipe, field) != default:
                 raise UserError(
                     f"evaluation.tasks.{name}: `{field}` is the YAML's to say, since its question set is a task of "

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from scalpel.grading.reading import Reading, read_gold, readings, same
 from scalpel.grading.text import answer_part, last_boxed, well_formed, well_formed_by_authors
 
+LONGEST = 10_000  # characters of a gold answer
 ROUNDING = 12  # digits to which math-verify compares what it can only evaluate
 
 
@@ -27,7 +28,8 @@ def strict(gold: str, completion: str) -> bool | None:
 
 @functools.lru_cache(maxsize=1024)
 def _gold(text: str) -> Reading | None:
-    return read_gold(last_boxed(text) or text) if text and len(text) <= 10_000 else None
+    text = last_boxed(text) or text
+    return read_gold(text) if len(text) <= LONGEST else None
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -75,7 +77,8 @@ def authors(gold: str, completion: str) -> bool | None:
     if not gold.strip():
         return None
     gold = last_boxed(gold) or gold
-    wanted = parse(f"$\\boxed{{{gold}}}$", extraction_mode="first_match", parsing_timeout=None)
+    boxed = parse(f"$\\boxed{{{gold}}}$", extraction_mode="first_match", parsing_timeout=None)
+    wanted = boxed or parse(gold, extraction_mode="first_match", parsing_timeout=None)
     if not wanted:
         return None
     found = parse(completion, [_authors_latex()], extraction_mode="first_match", parsing_timeout=None)
