@@ -145,7 +145,7 @@ class LMEvalTask:
         self.task = load_task(questions.directory, recipe.shots, folder, questions)
         self.task.set_fewshot_seed(seed=model.seed)
         self.scores: list[dict] = []
-        self.not_graded: Counter = Counter()
+        self.not_graded = Counter()
 
     def evaluate(self) -> list[dict]:
         """Rows of samples.parquet: one per question, metric and filter."""
@@ -183,7 +183,7 @@ class LMEvalTask:
     @contextlib.contextmanager
     def _bounded(self) -> Iterator[None]:
         """Score what a model wrote in a bounded child; log-likelihoods are numbers of our own and need none."""
-        self.not_graded.clear()
+        self.not_graded = Counter()
         if self.task.OUTPUT_TYPE != "generate_until":
             yield
             return
