@@ -123,7 +123,10 @@ def test_answers_too_long_are_not_kept(tiny_data, tiny_base, tmp_path, monkeypat
     drops = {line["reason"]: int(line["rows"]) for line in table(out / "drops.csv")}
     assert 0 < drops["kept"] <= sum(ended) < len(ended)
     assert drops["kept"] + drops["too_long"] + drops["special_token"] == len(ended)
-    assert drops["special_token"] <= 1  # the tiny base writes what comes to its mind
+    control = control_text(load_tokenizer(tiny_base))
+    assert drops["special_token"] == sum(
+        bool(control.search(answer["completion"])) for answer in read(out / "answers.parquet")
+    )
 
 
 def test_seed_and_model_change_the_answers(whole, tiny_data, tiny_base, other_base, tmp_path):
