@@ -12,6 +12,8 @@ from scalpel.config.load import load, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
+from scalpel.plan.feasible import refuse_what_cannot_run
+from scalpel.plan.sizes import refuse_a_small_disk
 from scalpel.stages import REPORT, STAGES
 from slurm.executor import extend
 
@@ -25,6 +27,10 @@ if not RECORDED:
 WORKFLOW = Path(workflow.basedir) / "workflow"
 try:
     plan = Plan(recorded_config(RECORDED) if RECORDED else load(config, WORKFLOW), WORKFLOW)
+    if not RECORDED:
+        refuse_what_cannot_run(plan)
+    if workflow.is_main_process:
+        plan.refuse_unknown(sys.argv[1:])
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -38,6 +44,10 @@ wildcard_constraints:
 
 
 onstart:
+    try:
+        refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     os.environ["SCALPEL_CONFIG"] = str(plan.record())
 
 

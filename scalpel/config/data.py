@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scalpel.config.types import Commit, Fraction, Name, Positive, Recipe, Repository, Seed, Strict, Whole
+from scalpel.config.types import Commit, Few, Fraction, Name, Recipe, Repository, Seed, Strict, Tokens, Whole
 
 
 class ToySource(Strict):
@@ -42,12 +42,12 @@ class FilterRecipe(Recipe):
     """Which rows are trained on (paper section 3.1 and appendix A)."""
 
     source: str = "cn_k12"  # the value wanted in column `source`
-    max_tokens: Positive = 4096  # of the rendered conversation: system prompt, question, trace, EOS
+    max_tokens: Tokens = 4096  # of the rendered conversation: system prompt, question, trace, EOS
     decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] = 13  # words; a shorter question is compared whole
     verified_by: Literal["math_verify", "math_verify_or_llama"] = "math_verify"
     require_complete: bool = True  # is_reasoning_complete of the chosen trace
     unparsable_answer: Literal["stop", "drop"] = "stop"  # a kept row whose answer math-verify cannot parse
-    max_prompt_tokens: Positive | None = None  # None: no cap of its own
+    max_prompt_tokens: Tokens | None = None  # None: no cap of its own
 
 
 class Dataset(Strict):
@@ -65,14 +65,14 @@ class OrderRecipe(Recipe):
     """
 
     seed: Seed
-    epochs: Positive = 3
+    epochs: Few = 3
 
 
 class GenerateRecipe(Recipe):
     """A model's own answers to the kept questions; the verified ones take the traces' place (stage generate)."""
 
     samples: Annotated[int, Field(gt=0, le=4096)] = 4  # answers a question, of which the first verified one is kept
-    max_new_tokens: Positive = 1500
+    max_new_tokens: Tokens = 1500
     temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
     top_p: Fraction = 1.0
     seed: Whole = 0  # added to the run's

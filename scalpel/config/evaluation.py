@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from scalpel.config.data import HubDataset
-from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
+from scalpel.config.types import AtOnce, Few, Fraction, Name, Positive, Recipe, Strict, Tokens, Whole, unhashed
 
 Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
 FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
@@ -79,7 +79,7 @@ class TaskRecipe(Recipe):
     group: Name | None = unhashed(None)  # None: a group of its own
     shots: Annotated[int, Field(ge=0, le=100)] = 0
     samples: Annotated[int, Field(gt=0, le=4096)] = 1  # completions per question; the score is their mean (avg@n)
-    max_new_tokens: Positive = 4096
+    max_new_tokens: Tokens = 4096
     limit: Positive | None = None  # first questions only; None: all
     formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
     prompt: str | None = None  # the user's turn, with the set's columns in braces; None: the harness's own
@@ -103,6 +103,6 @@ class EvaluationRecipe(Recipe):
 
 
 class EvaluationSettings(Strict):
-    batch_size: Positive = 64
-    threads: Positive = 1
+    batch_size: AtOnce = 64
+    threads: Few = 1
     memory_fraction: Fraction = 0.9  # of a GPU, for vLLM's weights and cache

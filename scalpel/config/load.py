@@ -30,26 +30,22 @@ def load(raw: dict, workflow: Path) -> Config:
     where = f"{scale_file.name} with config.yaml's overrides"
     scale_raw = merged(read_yaml(scale_file), user.overrides)
     scale = validated(Scale, scale_raw, where)
-    files = {}
+    files, paths = {}, {}
     for study in user.studies:
         name, path = _study_file(workflow, study)
         if name in files:
             raise UserError(f"config.yaml: studies: two are named {name!r}; rename one's file.")
-        files[name] = validated(StudyFile, read_yaml(path), path.name)
-    ours = {study: _runs_of_user(study, files, user) for study in files}
+        files[name], paths[name] = validated(StudyFile, read_yaml(path), path.name), _shown(path, workflow)
+    ours = {study: _runs_of_user(study, files, paths, user) for study in files}
     studies = {}
     for name, file in files.items():
         setting = _setting(name, scale, scale_raw, where)
-        unknown = [run for run in setting.runs if run not in file.runs]
-        if unknown:
-            raise UserError(
-                f"{scale_file.name}: runs: study {name} has no run {unknown[0]!r}{nearest(unknown[0], file.runs)}."
-            )
         runs = {
             run: _run(run, file.runs.get(run, {}), setting, ours[name].get(run, {}), f"{name}.yaml")
             for run in [*file.runs, *(run for run in ours[name] if run not in file.runs)]
         }
         studies[name] = Study(setting=setting, runs=runs, **{k: getattr(file, k) for k in STUDY_FIELDS})
+    _check_overridden_runs({name: study.runs for name, study in studies.items()}, paths, user)
     config = Config(scale_name=user.scale, scale=scale, studies=studies)
     _check_names(config, scale_file.name)
     return config
@@ -74,6 +70,29 @@ def recorded_config(path: Path | str) -> Config:
 # ---------------------------------------------------------------- parts
 
 
+def _shown(path: Path, workflow: Path) -> str:
+    """A study's file as the user knows it: below the checkout when it lies there."""
+    return path.relative_to(workflow.parent).as_posix() if path.is_relative_to(workflow) else path.as_posix()
+
+
+def _check_overridden_runs(runs: dict[str, dict], paths: dict[str, str], user: UserConfig) -> None:
+    """What config.yaml says of single runs must be of runs; a scale's own file may name runs that a study lacks.
+
+    runs: of each study. paths: of the studies' files.
+    """
+    asked = [("runs", name, set().union(*runs.values())) for name in user.overrides.get("runs") or {}]
+    for study, own in (user.overrides.get("studies") or {}).items():
+        if study not in paths and own is not None:
+            raise UserError(
+                f"config.yaml: overrides.studies: no study in use is named {study!r}{nearest(study, paths)}."
+            )
+        asked += [(f"studies.{study}.runs", name, runs[study]) for name in (own or {}).get("runs") or {}]
+    for where, name, known in asked:
+        if name not in known:
+            files = ", ".join(path for study, path in paths.items() if where in ("runs", f"studies.{study}.runs"))
+            raise UserError(f"config.yaml: overrides.{where}: {files} has no run {name!r}{nearest(name, known)}.")
+
+
 def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
     """(name, file) of a study: one of `workflow`, or a .yaml file of the user's, called by its file's name."""
     where = "config.yaml: studies"
@@ -94,7 +113,7 @@ def _setting(study: str, scale: Scale, raw: dict, where: str) -> Setting:
     return validated(Setting, merged(common, own), f"{where}: studies.{study}" if own else where)
 
 
-def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> dict[str, dict]:
+def _runs_of_user(study: str, files: dict[str, StudyFile], paths: dict[str, str], user: UserConfig) -> dict[str, dict]:
     """config.yaml's `runs` that concern a study: known ones, and new ones that say how they are made."""
     found = {}
     for reference, options in user.runs.items():
@@ -105,10 +124,9 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
         new = "method" in options or "given" in options
         if not known and not new:
             there = {run for name, file in files.items() if owner in ("", name) for run in file.runs}
-            files_named = ", ".join(f"workflow/studies/{name}.yaml" for name in files)
             raise UserError(
                 f"config.yaml: runs: no run is named {run!r}{nearest(run, there)}. A new run needs `method` or "
-                f"`given` (runs stand in {files_named}, too)."
+                f"`given` (runs stand in {', '.join(paths.values())}, too)."
             )
         if study in known or (not known and owner in ("", study)):
             found[run] = merged(found.get(run, {}), options)
@@ -161,9 +179,12 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
 def _check_names(config: Config, file: str) -> None:
     """Every model, dataset and question set that is named must be defined."""
 
-    def known(name: str, there: dict, where: str, what: str) -> None:
+    def known(name: str, there: dict, where: str, what: str, way_out: str = "") -> None:
         if name not in there:
-            raise UserError(f"{file}: {where}: no {what} is named {name!r}{nearest(name, there)}.")
+            raise UserError(f"{file}: {where}: no {what} is named {name!r}{nearest(name, there)}{way_out}.")
+
+    def give_or_remove(part: str) -> str:
+        return f"; give it in `questions`, or remove what asks for it: `overrides: {part}`"
 
     scale = config.scale
     for name, dataset in scale.datasets.items():
@@ -173,12 +194,15 @@ def _check_names(config: Config, file: str) -> None:
         setting = study.setting
         known(setting.model, scale.models, f"model of study {study_name}", "model")
         known(setting.dataset, scale.datasets, f"dataset of study {study_name}", "dataset")
-        for questions in setting.guard:
-            known(questions, scale.questions, "guard", "question set")
         for name, task in setting.evaluation.tasks.items():
-            known(task.questions or name, scale.questions, f"evaluation.tasks.{name}", "question set")
+            way_out = give_or_remove(f"{{evaluation: {{tasks: {{{name}: null}}}}}}")
+            known(task.questions or name, scale.questions, f"evaluation.tasks.{name}", "question set", way_out)
         for name, measure in setting.kl.items():
-            known(measure.questions or name, scale.questions, f"kl.{name}", "question set")
+            way_out = give_or_remove(f"{{kl: {{{name}: null}}}}")
+            known(measure.questions or name, scale.questions, f"kl.{name}", "question set", way_out)
+        for questions in setting.guard:
+            way_out = give_or_remove(f"{{guard: [{', '.join(q for q in setting.guard if q != questions)}]}}")
+            known(questions, scale.questions, "guard", "question set", way_out)
         for name, run in study.runs.items():
             if run.model:
                 known(run.model, scale.models, f"run {name!r}: model", "model")

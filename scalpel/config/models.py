@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from scalpel.config.types import Commit, Positive, Rate, Recipe, Repository, Seed, Strict, Whole
 
+TOY_EXAMPLES = {"gsm8k": 16, "mmlu": 5, "mmlu_pro": 5}  # few-shot examples of the toy world's sets, of each subject
 Small = Annotated[int, Field(gt=0, le=10**7)]  # of something a laptop makes
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny
 from scalpel.config.models import Given
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Name, Positive, Recipe, Reference, Seed, Strict
+from scalpel.config.types import Few, Name, Recipe, Reference, Seed, Strict
 from scalpel.methods import AnyRecipe
 
 
@@ -22,7 +22,7 @@ class RunAxes(Strict):
     data_from: Reference | Literal["base"] | None = None  # trains on that model's own verified answers
     layers_from: Reference | Literal["base"] | None = None  # that model's causal trace names the layers to freeze
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # None: the scale's
-    evaluated: Positive | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
+    evaluated: Few | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
     given: Given | None = None  # checkpoints made elsewhere, in place of training
 
 

@@ -15,6 +15,9 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
+Tokens = Annotated[int, Field(gt=0, le=2**20)]  # of one text
+AtOnce = Annotated[int, Field(gt=0, le=10**6)]  # sequences, positions or tokens computed together
+Few = Annotated[int, Field(gt=0, le=10**4)]  # threads, processes, nodes, checkpoints
 Whole = Annotated[int, Field(ge=0, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate

@@ -13,6 +13,7 @@ from scalpel.errors import UserError
 
 COLUMNS = ("uuid", "problem", "answer", "source", "generations", "correctness_math_verify", "is_reasoning_complete")
 OPTIONAL = ("correctness_llama",)
+TEXTS = ("uuid", "problem", "answer", "source")
 LISTS = ("generations", "correctness_math_verify", "is_reasoning_complete", "correctness_llama")
 BATCH_ROWS = 256
 
@@ -49,6 +50,11 @@ class Rows:
         if self.boxed_answer_of:
             row["answer"] = last_boxed(raw[self.boxed_answer_of] or "")
         row.setdefault("uuid", f"row-{number}")
+        for name in TEXTS:
+            if isinstance(row[name], (int, float)) and not isinstance(row[name], bool):
+                row[name] = str(row[name])  # an answer may be a number
+            elif not isinstance(row[name], (str, type(None))):
+                raise UserError(f"{path}, row {number}: column {name!r} holds {row[name]!r}, no text; correct it.")
         for name in LISTS:
             if name in row and not isinstance(row[name], (list, type(None))):
                 row[name] = [row[name]]
@@ -66,6 +72,12 @@ def open_rows(
     for name in (*columns, *constants):
         if name not in COLUMNS + OPTIONAL:
             raise UserError(f"source: {name!r} is not one of the columns read: {', '.join(COLUMNS + OPTIONAL)}.")
+    for name, value in constants.items():
+        values = value if name in LISTS and isinstance(value, list) else [value]
+        kind = str if name in (*TEXTS, "generations") else bool
+        if not all(isinstance(one, kind) for one in values):
+            word = "text: write it in quotes" if kind is str else "true or false"
+            raise UserError(f"source.constants.{name}: {value!r} is no {word}.")
     total, mapping = 0, {}
     for path in files:
         try:

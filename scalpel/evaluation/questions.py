@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from scalpel.artifact.identity import sha256_file
 from scalpel.errors import UserError
 from scalpel.evaluation.formats import FORMATS, SHOTS, checked_rows, set_aside
+from scalpel.evaluation.tasks import LM_EVAL
 from scalpel.fetch import read_rows
 
 QUESTIONS, EXAMPLES, TEXT, NOTES = "questions.parquet", "examples.parquet", "text.parquet", "notes.json"
-LM_EVAL = "lm_eval"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from scalpel.artifact.files import write_atomically
 from scalpel.chat import load_tokenizer
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
-from scalpel.errors import UserError
 from scalpel.evaluation.questions import LM_EVAL, QuestionSet, open_set
 from scalpel.evaluation.quiet import quiet
+from scalpel.evaluation.tasks import check_task
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
 
@@ -62,8 +62,7 @@ def evaluate_checkpoints(
     notes: dict[str, dict] = {}
     opened = {name: open_set(sets[name]) for name in recipe.tasks}
     for name, questions in opened.items():
-        if questions.format == "facts":
-            raise UserError(f"evaluation.tasks.{name}: its question set is of facts, which only causal tracing reads.")
+        check_task(name, recipe.tasks[name], questions.format, len(questions.examples()))
     with tempfile.TemporaryDirectory(prefix="scalpel_") as folder, quiet():
         os.environ.setdefault("HF_DATASETS_CACHE", folder)  # lm-eval reads parquet through datasets' cache
         harnesses = Harnesses(models[0][1], opened, recipe, settings, Path(folder))

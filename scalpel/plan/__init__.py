@@ -157,6 +157,18 @@ class Plan:
         """`targets` without the report."""
         return [file for file in self.targets(study) if not file.startswith(f"results/{REPORT}/")]
 
+    def refuse_unknown(self, words: list[str]) -> None:
+        """UserError for a word of a command line that is a file of results/ and that nothing here makes."""
+        made = [step.manifest for step in self.steps.values()]
+        made += [file for drawing in self.drawings.values() for file in (*drawing.files, drawing.recipe_path)]
+        folders = {file.split("/")[1] for file in made}
+        for word in words:
+            parts = word.removeprefix("./").split("/")
+            asked = parts[0] == "results" and len(parts) > 2 and parts[1] in folders
+            if asked and "/".join(parts) not in made and not (self.root / word).with_name(RECIPE).is_file():
+                same = [file for file in made if file.split("/")[1] == parts[1]]
+                raise UserError(f"{word} is no result of this plan{nearest('/'.join(parts), same)}.")
+
     def missing(self) -> list[Step]:
         """Steps without a manifest."""
         return [step for step in self.steps.values() if not step.finished(self.root)]
