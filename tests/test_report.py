@@ -18,7 +18,7 @@ from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
 from tests.synthetic import STUDY, describe
-from tests.test_exhibits import MY_TABLE, world
+from tests.test_exhibits import DEGENERATE, MY_TABLE, world
 
 SMALL = {"dpi": 50, "width_inches": 6, "height_inches": 4}
 
@@ -141,6 +141,19 @@ def test_report_of_real_models_and_several_seeds(tmp_path):
     assert "toy model" not in page and "one seed.</strong>" not in page and 'id="claims"' not in page
     assert "a (2); b (1)." in page and "mean of e² + s²/n" in page and "The paper" not in page
     assert '<td class="">seeds</td>' in page and "1, 2" in page
+
+
+@pytest.mark.parametrize("edit", DEGENERATE, ids=lambda edit: edit.__name__)
+def test_there_is_a_page_whatever_was_measured(tmp_path, edit):
+    """Rows that are nan are shown as such, and no claim is decided by them."""
+    whole = study()
+    kept = ("scores", "kl_final", "norms", "sft_loss")  # tables, and a figure; test_exhibits.py draws the others
+    whole["exhibits"] = {name: whole["exhibits"][name] for name in kept}
+    page = build(world(tmp_path, edit=edit, workflow=synthetic.workflow_with(tmp_path, whole)))
+    text = html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
+    for claim in CLAIMS:
+        assert claim.text in text
+    assert "cannot be tested here" in text and not re.search(r"\b(nan|inf)\b", text)
 
 
 def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
