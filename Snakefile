@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from scalpel.config.load import load, recorded_config
+from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
 from scalpel.plan import Plan
@@ -20,6 +20,11 @@ from slurm.executor import extend
 # A job that was submitted reads the configuration its plan was made from, whatever config.yaml says by now.
 RECORDED = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
 if not RECORDED:
+    try:  # Snakemake's own reader takes the last of two equal keys, and hangs on nested aliases
+        if Path("config.yaml").is_file():
+            read_yaml(Path("config.yaml"))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
     configfile: "config.yaml"
 

@@ -1,8 +1,10 @@
 """Config: every mistake is one sentence that names the field, and for an unknown key the nearest valid one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scalpel.config.load import load, read_yaml, record_config, recorded_config
 from scalpel.errors import UserError
@@ -49,6 +51,22 @@ MISTAKES = [
     ({"overrides": {"questions": {"exam": {"fil": "x"}}}}, "give `file`, `lm_eval` or `kind: toy`"),
     ({"overrides": {"questions": {"exam": {"file": "x", "forma": "math"}}}}, "did you mean 'format'?"),
     ({"overrides": {"studies": {"scalpel_vs_hammer": {"runs": {"grop": {}}}}}}, "has no run 'grop'; did you mean"),
+    ({"overrides": {"studies": {"scalpel_vs_hammer": {"runs": {"grop": {}}}}}}, "workflow/studies/scalpel_vs_"),
+    ({"overrides": {"runs": {"grop": {"steps": 3}}}}, "workflow/studies/scalpel_vs_hammer.yaml has no run 'grop'"),
+    ({"overrides": {"studies": {"scalpel_vs_hamer": {}}}}, "no study in use is named 'scalpel_vs_hamer'; did you mean"),
+    ({"runs": {"base_x": SFT}}, "names that begin with 'base' are the base models'"),
+    ({"runs": {"a/../evil": SFT}}, "'a/../evil' is no name"),
+    ({"studies": ["../../evil"]}, "no study is named '../../evil'"),
+    ({"studies": ["../../evil.yaml"]}, "../../evil.yaml does not exist"),
+    *(
+        ({"overrides": {part: {name: value}}}, f"{part}: {name!r} is no name: letters, digits and _ only, 60 at most")
+        for part, value in (
+            ("models", {"kind": "toy"}), ("datasets", {}), ("questions", {"kind": "toy"}), ("kl", {}),
+        )
+        for name in ("../../evil", "a/b", "a b", "", "x" * 61, "-x")
+    ),
+    ({"overrides": {"evaluation": {"tasks": {"a/b": {}}}}}, "'a/b' is no name"),
+    ({"overrides": {"evaluation": {"tasks": {"mmlu": {"group": "a/b"}}}}}, "group: string should match pattern"),
     ({"overrides": "no"}, "overrides: input should be a valid dictionary, not 'no'"),
 ]  # fmt: skip
 
@@ -126,3 +144,40 @@ def test_yaml_that_is_no_configuration(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(UserError, match="not a mapping"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("part", ["runs", "exhibits", "looks"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a b"])
+def test_names_in_a_study_s_file(part, name, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"title": "Mine", "runs": {"a": SFT}} | {part: {name: {}}}))
+    with pytest.raises(UserError, match=rf"mine\.yaml: {part}: .* is no name"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+def test_a_study_s_file_has_a_name_that_is_one(tmp_path):
+    path = tmp_path / "a b.yaml"
+    path.write_text(yaml.safe_dump({"title": "Mine"}))
+    with pytest.raises(UserError, match="a study is called by its file's name"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+def test_a_study_may_leave_out_runs_that_a_scale_speaks_of(scale, tmp_path):
+    """And the shipped studies leave out none of them."""
+    shutil.copytree(WORKFLOW, tmp_path / "workflow")
+    spoken_of = read_yaml(WORKFLOW / "scales" / f"{scale}.yaml")["studies"]
+    for study, setting in spoken_of.items():
+        path = tmp_path / "workflow" / "studies" / f"{study}.yaml"
+        content = read_yaml(path)
+        assert set(setting["runs"]) <= set(content["runs"])
+        path.write_text(yaml.safe_dump(content | {"runs": {"grpo": {"method": "grpo"}}}))
+    found = load({"scale": scale}, tmp_path / "workflow").studies
+    assert all(set(study.runs) == {"grpo"} for study in found.values())
+
+
+def test_a_mistake_in_a_study_of_one_s_own_names_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"title": "Mine", "runs": {"a": SFT}}))
+    with pytest.raises(UserError, match=r"no run is named 'b'.*mine\.yaml"):
+        load({"studies": ["mine.yaml"], "runs": {"b": {"epochs": 2}}}, WORKFLOW)

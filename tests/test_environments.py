@@ -136,7 +136,7 @@ OF = {"laptop": ("torch", "laptop", "gpu"), "gpu": ("gpu",)}  # locks that an en
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """Makefile and locks as a fresh clone has them, newer than an environment whose Python only says what it is asked."""
+    """Makefile and locks of a fresh clone, newer than the environment, whose Python only says what it is asked."""
     shutil.copytree(ENVS, tmp_path / "envs")
     shutil.copy(ROOT / "Makefile", tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"

@@ -87,6 +87,39 @@ def test_bad_config_is_one_sentence(config, sentence, tmp_path):
     assert sentence in output and "exit status 0" not in output and "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("results/figures/scalpel_vs_hammer/kll.pdf", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
+        ("results/train/grop-{grpo}/manifest.json", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("results/figures/scalpel_vs_hammer/kl.pdf", None),
+    ],
+)
+def test_a_mistyped_target_gets_the_nearest_name(target, sentence, tmp_path):
+    from scalpel.config.load import load
+    from scalpel.plan import Plan
+
+    shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
+    grpo = Plan(load({}, ROOT / "workflow"), ROOT / "workflow", tmp_path).run("scalpel_vs_hammer", "grpo", 42)
+    fields = {"grpo": grpo.checkpoints.digest}
+    output = snakemake("-n", target.format(**fields), cwd=tmp_path, check=sentence is None)
+    if sentence:
+        assert sentence.format(**fields) in output and "exit status 0" not in output and "Exception" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("runs: {}\nscale: laptop\nruns: {}\n", "config.yaml: key 'runs' stands there twice in line 3"),
+        ("a: &a [x]\n" + "b: [" + ", ".join(["*a"] * 2000) + "]\n", "config.yaml: too many aliases in line 2"),
+    ],
+)
+def test_yaml_that_snakemake_would_take_is_refused(text, sentence, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    output = snakemake("-n", cwd=tmp_path, check=False)
+    assert sentence in output and "exit status 0" not in output
+
+
 @pytest.mark.workflow
 @pytest.mark.slow
 def test_complete_run(folder):

@@ -247,9 +247,9 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path}: {problem}{f' in line {mark.line + 1}' if mark else ''}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, (dict, type(None))):
         raise UserError(f"{path}: not a mapping of keys to values.")
-    return content
+    return content or {}
 
 
 def merged(below: dict, above: dict) -> dict:
