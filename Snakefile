@@ -11,6 +11,7 @@ sys.path.insert(0, workflow.basedir)
 from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
+from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
 from scalpel.plan.sizes import refuse_a_small_disk
@@ -40,6 +41,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 extend(plan, site)
+final_errors_are_final()
 
 
 wildcard_constraints:

@@ -10,7 +10,7 @@ if __name__ == "__main__":
     from scalpel.artifact.job import open_job
     from scalpel.artifact.stage import quiet_libraries
     from scalpel.config.training import TrainSettings
-    from scalpel.errors import AGAIN, Interrupted, UserError
+    from scalpel.errors import AGAIN, Interrupted, UserError, status_of
 
     quiet_libraries()
     try:
@@ -30,4 +30,4 @@ if __name__ == "__main__":
         sys.exit(AGAIN)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status_of(error))

@@ -148,6 +148,7 @@ def test_any_value_in_any_option_of_an_exhibit_is_a_plan_or_a_sentence(tmp_path)
     rng, found, whole = random.Random(8), [], synthetic.study_file()
     shown = {raw.get("kind", name): name for name, raw in whole["exhibits"].items()}
     places = [("exhibits", shown[kind], field) for kind in kinds() if kind in shown for field in _options(kind)]
+    places += [("exhibits", "kl", "kind"), ("exhibits", "kl")] * 6
     places += [(field,) for field in whole] + [("looks", "grpo", field) for field in ("label", "color", "marker")]
     workflow = synthetic.workflow_with(tmp_path, whole)
     for place in places:

@@ -11,7 +11,7 @@ from pathlib import Path
 from scalpel.artifact.checking import checked
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json
 from scalpel.artifact.identity import digest_of
-from scalpel.errors import UserError
+from scalpel.errors import Passing, UserError
 from scalpel.launch import slurm
 
 LATE_SECONDS = 60.0  # that a shared file system may take to show another node's files
@@ -79,7 +79,7 @@ def open_job(directory: Path) -> Job:
         )
     for role, path in (job.inputs | job.gates).items():
         if not wait_until_shown(path / MANIFEST):
-            raise UserError(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
+            raise Passing(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
         expected = (recorded["inputs"] | recorded.get("gates", {}))[role]["digest"]
         if not path.name.endswith("-" + expected):
             raise UserError(f"{directory / RECIPE}: input {role} points at {path}, another digest.")

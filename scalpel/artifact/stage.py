@@ -19,13 +19,13 @@ from scalpel.artifact.job import Job, open_job
 from scalpel.artifact.lease import Held, lease
 from scalpel.artifact.manifest import is_own, is_stray, restore, seal
 from scalpel.artifact.provenance import circumstances
-from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.errors import AGAIN, FINAL, Interrupted, UserError, status_of
 from scalpel.launch import slurm
 from scalpel.stages import STAGES
 
 
 def run_stage(produce: Callable[[Job], None]) -> None:
-    """Main of a stage program. Exit status 2 for what the user can put right, AGAIN for a run that stopped early."""
+    """Main of a stage program. Exit status FINAL for what the user can put right, AGAIN for one that stopped early."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         module = Path(sys.argv[0]).stem
         sys.exit(f"usage: python -m scripts.{module} results/<stage>/<name>-<digest>")
@@ -49,11 +49,11 @@ def run_stage(produce: Callable[[Job], None]) -> None:
     except Held as error:
         if not slurm.job():
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(FINAL)
         _queue_again(directory, str(error), True)  # rather than hold nodes while another job does the work
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status_of(error))
 
 
 @contextlib.contextmanager
@@ -86,12 +86,12 @@ def making(directory: Path) -> Iterator[Job]:
 
 
 def check_node(job: Job) -> None:
-    """Refuse a node whose GPUs do not work, and leave word of it: the next attempt runs elsewhere."""
+    """Refuse nodes whose GPUs do not work, and leave word of it: the next attempt runs elsewhere."""
     gpus = job.settings.pop("gpus", 0)
     if gpus:
-        from scalpel.launch.health import refuse_unhealthy_node
+        from scalpel.launch.health import refuse_unhealthy_nodes
 
-        refuse_unhealthy_node(gpus, job.directory.resolve().parents[1])
+        refuse_unhealthy_nodes(gpus, job.directory.resolve().parents[1])
 
 
 def check_gates(job: Job) -> None:

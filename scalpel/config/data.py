@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scalpel.config.types import Commit, Few, Fraction, Name, Recipe, Repository, Seed, Strict, Tokens, Whole
+from scalpel.config.types import Commit, Few, Fraction, Location, Name, Recipe, Repository, Seed, Strict, Tokens, Whole
 
 
 class ToySource(Strict):
@@ -22,7 +21,7 @@ class ParquetSource(Strict):
     """
 
     kind: Literal["parquet"]
-    path: Path
+    path: Location
     columns: dict[str, str] = {}
     constants: dict[str, Any] = {}
     boxed_answer_of: str | None = None  # column whose last \\boxed{...} is the answer

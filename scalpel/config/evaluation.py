@@ -6,13 +6,25 @@ its own unless it says otherwise, makes nothing else again.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from scalpel.config.data import HubDataset
-from scalpel.config.types import AtOnce, Few, Fraction, Name, Positive, Recipe, Strict, Tokens, Whole, unhashed
+from scalpel.config.types import (
+    AtOnce,
+    Few,
+    Fraction,
+    Location,
+    Name,
+    NameOrPath,
+    Positive,
+    Recipe,
+    Strict,
+    Tokens,
+    Whole,
+    unhashed,
+)
 
 Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
 FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
@@ -35,8 +47,8 @@ class FileQuestions(Strict):
     """
 
     kind: Literal["files"] = "files"
-    file: Path | HubDataset
-    examples: Path | HubDataset | None = None
+    file: Location | HubDataset
+    examples: Location | HubDataset | None = None
     format: Format | None = None
     columns: dict[str, str] = {}
 
@@ -48,8 +60,8 @@ class LMEvalQuestions(Strict):
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
-    lm_eval: str
-    files: dict[str, Path | HubDataset] = {}
+    lm_eval: NameOrPath
+    files: dict[str, Location | HubDataset] = {}
 
 
 def _kind(value: Any) -> str | None:

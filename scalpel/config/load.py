@@ -144,7 +144,7 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
     if given == (method is not None):
         raise UserError(f"{where}: give `method` for a run to be trained, or `given` for one made elsewhere.")
     if method is not None:
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise UserError(f"{where}: method {method!r} is not known{nearest(str(method), METHODS)}.")
         layers = [setting.methods.get(method, {}), *layers]
     whole: dict = {}

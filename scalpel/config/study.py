@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny
 from scalpel.config.models import Given
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Few, Name, Recipe, Reference, Seed, Strict
+from scalpel.config.types import Few, Name, NameOrPath, Recipe, Reference, Seed, Strict
 from scalpel.methods import AnyRecipe
 
 
@@ -49,7 +49,7 @@ class StudyFile(Strict):
     exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
     looks: dict[Name, Look] = {}  # of runs, and of `base`
     claims: Name | None = None  # a module of scalpel/claims
-    published: str | None = None  # a file of workflow/published, or the path of another
+    published: NameOrPath | None = None  # a file of workflow/published, or the path of another
 
 
 class Study(Strict):
@@ -68,7 +68,7 @@ class UserConfig(Strict):
     """config.yaml: what to run, and what to change about it."""
 
     scale: Name = "laptop"
-    studies: Annotated[list[str], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
+    studies: Annotated[list[NameOrPath], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
     runs: dict[
         Reference, dict[str, Any]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from scalpel.artifact.files import MANIFEST, read_json, write_atomically
 from scalpel.artifact.provenance import git_commit
-from scalpel.errors import UserError
+from scalpel.errors import FINAL, UserError
 
 
 class Opened(NamedTuple):
@@ -41,7 +41,7 @@ class Opened(NamedTuple):
 
 
 def run(show: Callable[[Path], None]) -> None:
-    """Main of a program that takes one recipe file; exit status 2 for what the user can put right."""
+    """Main of a program that takes one recipe file; exit status FINAL for what the user can put right."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         module = Path(sys.argv[0]).stem
         sys.exit(f"usage: python -m scripts.{module} results/<folder>/<study>/recipes/<name>-<digest>.json")
@@ -49,7 +49,7 @@ def run(show: Callable[[Path], None]) -> None:
         show(Path(sys.argv[1]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FINAL)
 
 
 def opened(path: Path) -> Opened:

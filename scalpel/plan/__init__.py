@@ -52,7 +52,10 @@ class Plan:
         looks = {run: look.model_dump(mode="json") for run, look in config.looks.items()}
         for name, raw in config.exhibits.items():
             where = f"{study}.yaml: exhibits.{name}"
-            kind = exhibits.find(raw.get("kind", name), self.root, where)
+            kind = raw.get("kind", name)
+            if not isinstance(kind, str):
+                raise UserError(f"{where}: kind: {kind!r} is no name of an exhibit; give a kind or the path of a file.")
+            kind = exhibits.find(kind, self.root, where)
             options = kind.options({key: value for key, value in raw.items() if key != "kind"}, where)
             entries = self._chosen(study, kind.reads, options.runs, where)
             shown = list(dict.fromkeys(entry.run for entry in entries))
