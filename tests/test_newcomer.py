@@ -184,13 +184,16 @@ def test_a_file_for_one_benchmark_leaves_the_others_the_toy_s(scratch, monkeypat
 def test_every_scale_can_run():
     for scale in ("laptop", "gpu", "cluster"):
         planned({"scale": scale})
+    for variant in (WORKFLOW / "as_published").glob("*.yaml"):
+        scale = yaml.safe_load(variant.read_text())["scale"]
+        planned({"scale": scale, "as_published": variant.stem})
 
 
 def test_toy_examples_are_as_many_as_the_plan_says(tiny_sets):
     from collections import Counter
 
     from scalpel.config.models import TOY_EXAMPLES
-    from scalpel.evaluation.questions import open_set
+    from scalpel.evaluation.question_set import open_set
 
     for name, directory in tiny_sets.items():
         if name not in ("facts",):

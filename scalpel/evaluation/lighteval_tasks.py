@@ -28,7 +28,7 @@ from packaging.specifiers import SpecifierSet
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.data.sources import last_boxed
 from scalpel.errors import UserError
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.question_set import QuestionSet
 
 # LightEval 0.13 pins latex2sympy2_extended 1.0.6 and refuses others at import; math-verify 0.9 needs 1.11,
 # with which LightEval's extraction gives the same results (tests/test_evaluation.py).
@@ -65,6 +65,8 @@ def build(tasks: dict[str, tuple[TaskRecipe, QuestionSet]]) -> dict[str, LocalTa
             config.full_name = f"{config.name}|{recipe.shots}"
             config.prompt_function = prompted(config.prompt_function, recipe.prompt, name)
             task = LocalTask(config, splits)
+            if recipe.prompt is not None:  # {instruction} is not every harness's; said before anything is asked
+                config.prompt_function(splits[config.evaluation_splits[0]][0], config.full_name)
             built[config.full_name] = task
     return built
 
@@ -81,14 +83,18 @@ def documents(tasks: dict[str, LocalTask]) -> dict[str, list[Doc]]:
 def prompted(function: Callable, template: str | None, task: str) -> Callable:
     """A prompt function whose user's turn is `template` with a row's columns in braces, the harness's own when None.
 
-    A list, such as choices, is laid out as lettered lines.
+    A list, such as choices, is laid out as lettered lines. {instruction} is the harness's; where a template begins with
+    it, it is said once, in front of the first example.
     """
     if template is None:
         return function
 
     def prompt(line: dict, task_name: str = "") -> Doc:
         doc = function(line, task_name)
-        doc.query, doc.instruction = filled_in(template, line | (doc.specific or {}), task), None
+        said = doc.instruction or ""
+        columns = ({"instruction": said} if said else {}) | line | (doc.specific or {})
+        doc.query = filled_in(template, columns, task)
+        doc.instruction = said if said and doc.query.startswith(said) else None
         return doc
 
     return prompt

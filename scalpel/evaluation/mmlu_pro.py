@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.evaluation.lighteval_tasks import filled_in
 from scalpel.evaluation.lm_eval_engine import LMEvalEngine
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.question_set import QuestionSet
 
 
 class MMLUPro:
@@ -44,7 +44,7 @@ class MMLUPro:
             self.model,
             self.tasks,
             apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            fewshot_as_multiturn=not self.recipe.one_turn,
             log_samples=True,
             bootstrap_iters=0,
         )

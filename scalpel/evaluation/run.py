@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from scalpel.artifact.files import write_atomically
 from scalpel.chat import load_tokenizer
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
-from scalpel.evaluation.questions import LM_EVAL, QuestionSet, open_set
+from scalpel.evaluation.question_set import QuestionSet, open_set
 from scalpel.evaluation.quiet import quiet
-from scalpel.evaluation.tasks import check_task
+from scalpel.evaluation.tasks import LM_EVAL, check_task
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
 

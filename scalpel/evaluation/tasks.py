@@ -13,6 +13,7 @@ from scalpel.errors import UserError
 LM_EVAL = "lm_eval"
 CHOICES = ("mmlu", "mmlu_pro", "choice")  # formats scored by log-likelihood of choices
 WITH_SOLUTIONS = ("math", "aime")  # formats whose rows have a problem and a solution: KL reads both
+INSTRUCTION = "instruction"  # LightEval's own words in front of a question, where it has some
 COLUMNS: dict[str, tuple[str, ...]] = {  # of a laid-out row, which a task's `prompt` may name
     "math": ("problem", "solution", "answer"),
     "aime": ("problem", "solution", "answer"),
@@ -34,13 +35,15 @@ def check_task(name: str, task: TaskRecipe, form: str, examples: int | None) -> 
     if form == "facts":
         raise UserError(f"{where}: its question set is of facts, which only causal tracing reads; name another set.")
     if form == LM_EVAL:
-        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None)):
+        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None), ("one_turn", False)):
             if getattr(task, field) != default:
                 raise UserError(
                     f"{where}: `{field}` is the YAML's to say, since its question set is a task of lm-eval; leave it "
                     "out."
                 )
         return
+    if task.one_turn and form != "mmlu_pro":
+        raise UserError(f"{where}: `one_turn` is for mmlu_pro; leave it out.")
     if task.formulation != "letters" and form not in CHOICES:
         raise UserError(f"{where}: `formulation` is for multiple choice; its question set has the format {form}.")
     if task.samples != 1 and form in CHOICES:
@@ -53,7 +56,8 @@ def check_task(name: str, task: TaskRecipe, form: str, examples: int | None) -> 
             "or lower `shots`."
         )
     if task.prompt is not None:
-        check_prompt(task.prompt, COLUMNS[form], where)
+        said = () if form == "mmlu_pro" else (INSTRUCTION,)
+        check_prompt(task.prompt, COLUMNS[form] + said, where)
 
 
 def check_prompt(template: str, columns: tuple[str, ...], where: str) -> None:

@@ -7,11 +7,13 @@ batch of rollouts the probability ratio is 1, so epsilon never binds.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from scalpel.methods.grpo import GRPO
+from scalpel.methods.grpo import GRPO, GRPORecipe
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts, trl_rollout_config
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 
@@ -32,14 +34,22 @@ class GRPOCreditTrainer(RolloutTrainer):
                 rollout.advantage /= deviation + ALMOST_NOTHING
 
 
-def train(run: TrainingRun) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    recipe = run.recipe
-    GRPO.check(recipe, run.settings)
-    config = {
+def config(recipe: GRPORecipe) -> dict[str, Any]:
+    """GRPO's own of TRL's GRPOConfig."""
+    return {
         "loss_type": recipe.loss_type,
         "beta": recipe.beta,
         "epsilon": recipe.epsilon,
         "epsilon_high": recipe.epsilon_high,
     }
-    train_rollouts(run, GRPOCreditTrainer, config)
+
+
+def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments."""
+    return trl_rollout_config(run, steps, config(run.recipe), gpu)
+
+
+def train(run: TrainingRun) -> None:
+    """Carry out one run (scalpel/methods/run.py)."""
+    GRPO.check(run.recipe, run.settings)
+    train_rollouts(run, GRPOCreditTrainer, config(run.recipe))

@@ -143,18 +143,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[_unused],  # TRL wants one; rewards are given in `score`
-            args=GRPOConfig(
-                **common_arguments(run, recipe.steps),
-                per_device_train_batch_size=self.micro_batch,
-                gradient_accumulation_steps=self.accumulation,
-                num_generations=recipe.generations,
-                max_completion_length=recipe.max_completion_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
-                disable_dropout=recipe.disable_dropout,
-                use_vllm=False,
-                **config,
-            ),
+            args=GRPOConfig(**arguments(run, recipe.steps, self.accumulation, config)),
             train_dataset=Dataset.from_dict({"prompt": [""]}),  # what is asked stands in `steps`
             processing_class=tokenizer,
             callbacks=[saving],
@@ -191,7 +180,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             Request(self.prompt(row) + prefix, (self.run.seed, position), count, self.room(prefix))
             for (position, row), prefix, count in zip(batch, prefixes, samples, strict=True)
         ]
-        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p}
+        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
         if self.servers:
             weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
             version = self.state.global_step
@@ -218,15 +207,18 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         return Rollout(row, position, sample, self.prompt(row), cut, len(cut) == len(ids), EXPERT, len(cut))
 
     def prompt(self, row: int) -> list[int]:
-        """Token ids of a question's prompt."""
+        """Token ids of a question's prompt, the last ones of one that is longer than the recipe allows."""
         if row not in self.prompts:
-            self.prompts[row] = token_ids(self.processing_class, self.rows[row]["problem"])
+            self.prompts[row] = self.rendered(self.rows[row]["problem"])[-(self.recipe.max_prompt_tokens or 0) :]
         return self.prompts[row]
 
     def trace(self, row: int) -> list[int]:
         """Token ids of a question's trace after its prompt, EOS included."""
         item = self.rows[row]
-        return token_ids(self.processing_class, item["problem"], item["trace"])[len(self.prompt(row)) :]
+        return self.rendered(item["problem"], item["trace"])[len(self.rendered(item["problem"])) :]
+
+    def rendered(self, question: str, response: str | None = None) -> list[int]:
+        return token_ids(self.processing_class, question, response, self.recipe.system_message)
 
     def room(self, prefix: list[int]) -> int:
         return self.recipe.max_completion_tokens - len(prefix)
@@ -420,6 +412,33 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             self.batch[int(number)].micro_batches[int(place)][what] = tensor
 
 
+def arguments(
+    run: TrainingRun, steps: int, accumulation: int, config: dict[str, Any], gpu: bool | None = None
+) -> dict[str, Any]:
+    """Of TRL's GRPOConfig. config: the method's own; gpu: as in `common_arguments`."""
+    recipe, settings = run.recipe, run.settings
+    sequences = recipe.questions_per_step * recipe.generations
+    return common_arguments(run, steps, gpu) | {
+        "per_device_train_batch_size": sequences // (accumulation * settings.ranks * settings.nodes),
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": recipe.generations,
+        "max_completion_length": recipe.max_completion_tokens,
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "top_k": recipe.top_k or 0,
+        "disable_dropout": recipe.disable_dropout,
+        "use_vllm": False,  # completions are written by scalpel/inference
+        **config,
+    }
+
+
+def trl_rollout_config(run: TrainingRun, steps: int, config: dict[str, Any], gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments. config: the method's own."""
+    settings = run.settings
+    accumulation = rollout_accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+    return GRPOConfig, arguments(run, steps, accumulation, config, gpu)
+
+
 def _unused(*_args, **_kwargs):
     raise AssertionError("rewards are given in RolloutTrainer.score")
 
@@ -430,10 +449,13 @@ def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
     return by_count(questions.ordered, recipe.questions_per_step, batches * recipe.updates)
 
 
-def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
+def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
     """UserError when the longest prompt and completion exceed the model's positions."""
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
+    if recipe.system_message is not None:  # at most so much is added
+        longest += len(tokenizer(recipe.system_message, add_special_tokens=False)["input_ids"])
+    longest = min(longest, recipe.max_prompt_tokens or longest)
     if room and longest + recipe.max_completion_tokens > room:
         raise UserError(
             f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
@@ -453,7 +475,7 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     tokenizer.padding_side = "left"
     model = load_model(run.start, training_dtype(recipe, settings))
     freeze(model, run.trainable)
-    check_room(model, questions.rows, steps, recipe)
+    check_room(model, tokenizer, questions.rows, steps, recipe)
     asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
     written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
     saving = Saving(run, saved_at, [asked, written])

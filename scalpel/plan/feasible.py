@@ -111,7 +111,7 @@ def _check_caps(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
     """A run must hold every row that the filter lets through."""
     dataset, recipe = spec.dataset or setting.dataset, spec.recipe
     most = plan.config.scale.datasets[dataset].filter.max_tokens
-    if getattr(recipe, "max_tokens", most) < most:
+    if most and getattr(recipe, "max_tokens", most) < most:
         raise UserError(
             f"datasets.{dataset}.filter.max_tokens lets rows of {most} tokens through, the run's max_tokens is "
             f"{recipe.max_tokens}; make them agree (methods.{recipe.method}.max_tokens is that of all such runs)."
@@ -166,9 +166,10 @@ def _check_positions(plan: Plan, setting: Setting, run: Run) -> None:
     """Prompts and completions must fit the model's positions."""
     dataset = run.spec.dataset or setting.dataset
     rows, room = plan.config.scale.datasets[dataset].filter, positions_of(run.base, plan.root)
-    longest = min(rows.max_prompt_tokens or rows.max_tokens, rows.max_tokens)
+    caps = (rows.max_prompt_tokens, rows.max_tokens, getattr(run.spec.recipe, "max_prompt_tokens", None))
+    longest = min((cap for cap in caps if cap), default=None)
     written = getattr(run.spec.recipe, "max_completion_tokens", None)
-    if room and written and longest + written > room:
+    if room and written and longest and longest + written > room:
         advice = f"set datasets.{dataset}.filter.max_prompt_tokens to {room - written} or less"
         if written >= room:
             advice = "lower max_completion_tokens"
