@@ -38,7 +38,10 @@ wildcard_constraints:
 
 
 onstart:
-    os.environ["SCALPEL_CONFIG"] = str(plan.record())
+    try:
+        os.environ["SCALPEL_CONFIG"] = str(plan.record())
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 rule all:
