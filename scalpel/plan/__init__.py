@@ -166,6 +166,17 @@ class Plan:
         """Steps without a manifest."""
         return [step for step in self.steps.values() if not step.finished(self.root)]
 
+    def wanted(self) -> set[str]:
+        """Digests of the missing steps that Snakemake makes by itself: for exhibits that are not current."""
+        found: set[str] = set()
+        needed = [step for drawing in self.drawings.values() if not self.is_current(drawing) for step in drawing.steps]
+        while needed:
+            step = needed.pop()
+            if step.digest not in found and not step.finished(self.root):
+                found.add(step.digest)
+                needed += [*step.inputs.values(), *step.gates.values()]
+        return found
+
     def record(self) -> Path:
         """Write the config and the recipe of every step and drawing, so that a queued job outlives an edited config.
 

@@ -135,7 +135,9 @@ class Runs:
                 inputs[f"fetch/{step:06d}"] = self.materials.fetch_model(f"{name}.{step}", source.repo, commit)
             settings = {}
         recipe = {"files": files} if files else {}
-        sizes = {"questions_per_step": source.questions_per_step, "tokens_per_step": source.tokens_per_step}
+        sizes = {
+            field: getattr(source, field) for field in ("questions_per_step", "tokens_per_step", "written_per_step")
+        }
         recipe |= {field: value for field, value in sizes.items() if value is not None}
         step = self.steps.add("given", name, recipe, inputs, settings)
         steps = tuple(sorted(found if isinstance(source, LocalCheckpoints) else source.checkpoints))
