@@ -156,7 +156,7 @@ class Plan:
 
     def is_current(self, drawing: Drawing) -> bool:
         """Whether what is shown is this drawing, of the results that lie there; read from the exhibit itself."""
-        return record.is_current(drawing, self.root)
+        return record.is_current(drawing, self.root) and all(self.is_current(other) for other in drawing.exhibits)
 
     def names(self, folder: str) -> list[str]:
         """Names of the exhibits of all studies whose files lie in results/<folder>; a stand-in if there are none."""
@@ -184,20 +184,21 @@ class Plan:
         (scalpel.config.load.recorded_config reads it); UserError when results/ cannot be written.
         """
         results = self.root / RESULTS
-        text = record_config(self.config)
-        recorded = results / f"configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        config = record_config(self.config)
+        recorded = results / f"configs/{hashlib.sha256(config.encode()).hexdigest()[:12]}.json"
         with disk_errors(results):
             if not recorded.exists():
                 recorded.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(recorded, text + "\n")
+                write_atomically(recorded, config + "\n")
             for step in self.steps.values():
                 record_recipe(step, self.root)
                 clear_remains(self.root / step.directory)
             for drawing in self.drawings.values():
                 path = self.root / drawing.recipe_path
-                if not path.exists():
+                text = json.dumps(drawing.record(), indent=1, ensure_ascii=False) + "\n"
+                if not path.exists() or path.read_text() != text:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomically(path, json.dumps(drawing.record(), indent=1, ensure_ascii=False) + "\n")
+                    write_atomically(path, text)
                 for folder in (path.parent, (self.root / drawing.record_path).parent):
                     sweep(folder)
             sweep(recorded.parent)
