@@ -105,8 +105,8 @@ def unchanged(expected: dict[Path, str]) -> Iterator[None]:
     yield
     for path, digest in expected.items():
         now = _now(path)
-        written = now[:-1] != before[path][:-1]  # a new link to the file changes ctime alone
-        if written or (now != before[path] and _sha256(path, *now) != digest):
+        linked = now[:-2] == before[path][:-2] and now[-1] != before[path][-1] and _sha256(path, *now) == digest
+        if now != before[path] and not linked:
             raise UserError(_replaced(path))
 
 
@@ -122,8 +122,11 @@ def _now(path: Path) -> tuple[int, ...]:
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written or replaced: writing sets ctime, whatever is done to mtime afterwards."""
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    """What changes when a file is written or replaced: both set ctime, whatever is done to mtime afterwards.
+
+    The number of links stands last: another link to the file sets ctime, too, and is no reason to refuse it.
+    """
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_nlink
 
 
 @lru_cache(maxsize=4096)
