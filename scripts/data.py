@@ -20,10 +20,11 @@ def produce(job: Job) -> None:
     else:
         files = [Path(job.settings["path"])]
         planned = {files[0]: source["sha256"]}
-    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
     recipe = FilterRecipe.of_identity(job.recipe["filter"])
+    columns, constants = source.get("columns", {}), source.get("constants", {})
+    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
     with unchanged(planned):
-        rows = open_rows(files, source.get("columns", {}), source.get("constants", {}), source.get("boxed_answer_of"))
+        rows = open_rows(files, columns, constants, source.get("boxed_answer_of"), recipe.columns)
         filter_rows(rows, recipe, job.inputs["base"] / "model", guarded, job.directory)
 
 

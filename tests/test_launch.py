@@ -19,6 +19,7 @@ from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.ranks
@@ -40,10 +41,7 @@ def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]
         "data": {"kept.parquet": data[0]},
         "order": {"order.parquet": data[1]},
     }.items():
-        record_recipe(steps[role], root)
-        for name, path in files.items():
-            (root / steps[role].directory / name).symlink_to(path)
-        (root / steps[role].directory / MANIFEST).write_text("{}")
+        finish(steps[role], root, files)
     return steps
 
 
