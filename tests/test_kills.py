@@ -37,10 +37,9 @@ class Lab:
     def start(self) -> subprocess.Popen:
         """Snakemake in a process group of its own, as a terminal gives it."""
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2"]
+        more = {"cwd": self.root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "start_new_session": True}
         with open(self.root / "main.log", "a") as log:
-            return subprocess.Popen(
-                command, cwd=self.root, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, stdout=log, stderr=log
-            )  # fmt: skip
+            return subprocess.Popen(command, stdout=log, stderr=log, **more)
 
     def log(self) -> str:
         path = self.root / "main.log"
