@@ -13,7 +13,8 @@ LOCKS_gpu := envs/gpu.lock
 HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
-.PHONY: help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair status lock clean
+.PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
+  status lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -22,6 +23,7 @@ help:
 	@echo "make test-slurm   the SLURM path on a throw-away cluster on this machine (Debian, as root)"
 	@echo "make setup-gpu    the environment of envs/gpu.lock (CUDA, vLLM) in place of the laptop's"
 	@echo "make preflight    whether the plan can run here and what it costs; SCALE=cluster for another scale"
+	@echo "make show         RUN=grpo SCALE=cluster: what TRL, accelerate, DeepSpeed and vLLM are told"
 	@echo "make fetch        on a node with network: everything SCALE (default cluster) takes from the hub"
 	@echo "make resolve      on a node with network: hub branches of given runs to commits (revisions.yaml)"
 	@echo "make status       which results are finished, missing, or made by other code"
@@ -76,6 +78,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
+
+show: setup
+	@[ "$(RUN)" ] || { echo "error: name a run: make show RUN=grpo SCALE=cluster" >&2; exit 2; }
+	@$(BIN)/python -m scripts.show "$(RUN)" $(if $(SCALE),--scale $(SCALE))
 
 preflight: setup
 	@$(BIN)/python -m scripts.preflight $(if $(SCALE),--scale $(SCALE))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 
 import numpy as np
@@ -32,6 +33,9 @@ TASKS = {
     "sums": {"max_new_tokens": 24, "samples": 2, "shots": 1, "prompt": "Compute this.\n{question}"},
     "quiz": {"prompt": "{question}\nOne of these: {{\n{choices}\n}}"},
     "quiz_cloze": {"questions": "quiz", "formulation": "cloze", "shots": 1},
+    # the paper's prompts
+    "mmlu_bare": {"questions": "mmlu", "shots": 2, "prompt": "{instruction}{question}\n{choices}\nAnswer:"},
+    "pro_one_turn": {"questions": "mmlu_pro", "shots": 2, "one_turn": True},
     "pro_asked": {"questions": "mmlu_pro", "prompt": "About {category}: {question}", "limit": 2},
 }
 RECIPE = EvaluationRecipe.model_validate({"tasks": TASKS})
@@ -100,6 +104,7 @@ def test_scores_of_all_tasks(evaluated, samples, sets):
     assert metrics == {
         "math_500": "avg@n", "aime24": "avg@n", "sums": "avg@n", "gsm8k": "extractive_match", "mmlu": "acc",
         "gpqa_diamond": "extractive_match", "mmlu_pro": "acc", "quiz": "acc", "quiz_cloze": "acc", "pro_asked": "acc",
+        "mmlu_bare": "acc", "pro_one_turn": "acc",
     }  # fmt: skip
     notes = json.loads((evaluated / "notes.json").read_text())
     assert "ifeval_sentences" in notes and set(notes) >= {"0", "7"}
@@ -160,6 +165,17 @@ def test_a_prompt_of_the_tasks_own_takes_the_harness_prompts_place(samples, tiny
     assert first_prompt(samples, "pro_asked") == render(tokenizer, asked)
     cloze = first_prompt(samples, "quiz_cloze")
     assert "Question: Which is a fish?\nAnswer:" in cloze and "A. the cod" not in cloze
+
+
+def test_prompts_of_the_paper(samples, sets):
+    """MMLU without "Question: ", its instruction said once; MMLU-Pro with all its examples in one user's turn."""
+    bare, ours = first_prompt(samples, "mmlu_bare"), first_prompt(samples, "mmlu")
+    assert bare.count("The following are multiple choice questions") == 1 and "Question:" not in bare
+    assert ours.replace("Question: ", "") == bare and bare.count("<|user|>") == 3
+    one, turns = first_prompt(samples, "pro_one_turn"), first_prompt(samples, "mmlu_pro")
+    assert one.count("<|user|>") == 1 and turns.count("<|user|>") == 3
+    said = [re.sub(r"<\|\w+\|>", " ", text).split() for text in (one, turns)]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

@@ -452,3 +452,20 @@ def test_format_reward_wants_the_whole_completion():
 def test_prompt_is_the_rendered_conversation(tiny_base):
     tokenizer = load_tokenizer(tiny_base)
     assert render(tokenizer, "q").endswith("<|user|>q\n<|assistant|>\n")
+
+
+def test_prompts_with_a_system_message_and_a_cap(tiny_base):
+    """As the authors' GRPO: the message explicitly, and a longer prompt cut on the left."""
+    from scalpel.chat import SYSTEM_PROMPT, load_tokenizer
+    from scalpel.methods.rollouts import RolloutTrainer
+
+    trainer = object.__new__(RolloutTrainer)
+    trainer.processing_class = tokenizer = load_tokenizer(tiny_base)
+    trainer.rows, trainer.prompts = {3: {"problem": "How many?", "trace": "Three."}}, {}
+    trainer.recipe = GRPORecipe(learning_rate=1e-3, system_message=SYSTEM_PROMPT, max_prompt_tokens=9)
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "How many?"}]
+    whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert trainer.prompt(3) == whole[-9:] and len(whole) > 9
+    turns.append({"role": "assistant", "content": "Three."})
+    both = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    assert trainer.trace(3) == both[len(whole) :] and trainer.trace(3)[-1] == tokenizer.eos_token_id

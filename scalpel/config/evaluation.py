@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from scalpel.config.data import HubDataset
-from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
+from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, later, unhashed
 
 Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
 FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
@@ -84,6 +84,9 @@ class TaskRecipe(Recipe):
     limit: Positive | None = None  # first questions only; None: all
     formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
     prompt: str | None = None  # the user's turn, with the set's columns in braces; None: the harness's own
+    one_turn: bool = later(
+        False, as_before=False
+    )  # mmlu_pro: all examples in the user's one turn, as the paper had them
 
 
 class EvaluationRecipe(Recipe):

@@ -63,6 +63,8 @@ def build(tasks: dict[str, tuple[TaskRecipe, QuestionSet]]) -> dict[str, LocalTa
         for config, splits in BUILDERS[questions.format](name, recipe, questions):
             config.num_fewshots = recipe.shots
             config.full_name = f"{config.name}|{recipe.shots}"
+            if recipe.one_turn:
+                raise UserError(f"evaluation.tasks.{name}: `one_turn` is for mmlu_pro; leave it out.")
             config.prompt_function = prompted(config.prompt_function, recipe.prompt, name)
             task = LocalTask(config, splits)
             if recipe.prompt is not None:  # said here rather than in the midst of a run
@@ -83,14 +85,18 @@ def documents(tasks: dict[str, LocalTask]) -> dict[str, list[Doc]]:
 def prompted(function: Callable, template: str | None, task: str) -> Callable:
     """A prompt function whose user's turn is `template` with a row's columns in braces, the harness's own when None.
 
-    A list, such as choices, is laid out as lettered lines.
+    A list, such as choices, is laid out as lettered lines. {instruction} is the harness's; where a template begins with
+    it, it is said once, in front of the first example.
     """
     if template is None:
         return function
 
     def prompt(line: dict, task_name: str = "") -> Doc:
         doc = function(line, task_name)
-        doc.query, doc.instruction = filled_in(template, line | (doc.specific or {}), task), None
+        said = doc.instruction or ""
+        columns = ({"instruction": said} if said else {}) | line | (doc.specific or {})
+        doc.query = filled_in(template, columns, task)
+        doc.instruction = said if said and doc.query.startswith(said) else None
         return doc
 
     return prompt

@@ -113,7 +113,7 @@ class LMEvalTask:
 
     def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model, folder: Path):
         """model: an LMEvalEngine. folder: temporary files of the harness."""
-        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None)):
+        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None), ("one_turn", False)):
             if getattr(recipe, field) != default:
                 raise UserError(
                     f"evaluation.tasks.{name}: `{field}` is the YAML's to say, since its question set is a task of "

@@ -52,7 +52,7 @@ class MMLUPro:
             self.model,
             self.tasks,
             apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            fewshot_as_multiturn=not self.recipe.one_turn,
             log_samples=True,
             bootstrap_iters=0,
         )

@@ -7,13 +7,16 @@ batch of rollouts the probability ratio is 1, so epsilon never binds.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from scalpel.errors import UserError
+from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.loop import TrainingRun
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.rollout_recipe import micro_batch_size
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts, trl_rollout_config
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 
@@ -34,6 +37,21 @@ class GRPOCreditTrainer(RolloutTrainer):
                 rollout.advantage /= deviation + ALMOST_NOTHING
 
 
+def config(recipe: GRPORecipe) -> dict[str, Any]:
+    """GRPO's own of TRL's GRPOConfig."""
+    return {
+        "loss_type": recipe.loss_type,
+        "beta": recipe.beta,
+        "epsilon": recipe.epsilon,
+        "epsilon_high": recipe.epsilon_high,
+    }
+
+
+def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments."""
+    return trl_rollout_config(run, steps, config(run.recipe), gpu)
+
+
 def train(run: TrainingRun) -> None:
     """Carry out one run (scalpel/methods/run.py)."""
     recipe, ranks = run.recipe, Ranks.here().count
@@ -45,10 +63,4 @@ def train(run: TrainingRun) -> None:
             f"set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, "
             "the mean over the step."
         )
-    config = {
-        "loss_type": recipe.loss_type,
-        "beta": recipe.beta,
-        "epsilon": recipe.epsilon,
-        "epsilon_high": recipe.epsilon_high,
-    }
-    train_rollouts(run, GRPOCreditTrainer, config)
+    train_rollouts(run, GRPOCreditTrainer, config(recipe))

@@ -207,11 +207,19 @@ def training_dtype(recipe: MethodRecipe, settings: TrainSettings) -> str:
     return recipe.dtype if settings.engine == "zero2" else "float32"
 
 
-def engine_arguments(recipe: MethodRecipe, settings: TrainSettings) -> dict[str, Any]:
-    """TrainingArguments by which several ranks share the work, or by which one does all of it."""
-    gpu = torch.cuda.is_available()
+def engine_environment(settings: TrainSettings) -> dict[str, str]:
+    """What accelerate reads of a rank's environment."""
+    return {"ACCELERATE_USE_DEEPSPEED": "true"} if settings.engine == "zero2" else {}
+
+
+def engine_arguments(recipe: MethodRecipe, settings: TrainSettings, gpu: bool | None = None) -> dict[str, Any]:
+    """TrainingArguments by which several ranks share the work, or by which one does all of it.
+
+    gpu: whether each rank has one; None: as this machine has.
+    """
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    os.environ.update(engine_environment(settings))
     if settings.engine == "zero2":
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         zero = {
             "stage": 2, "overlap_comm": gpu, "contiguous_gradients": True, "reduce_bucket_size": 500_000_000,
         }  # fmt: skip
@@ -242,10 +250,10 @@ def engine_arguments(recipe: MethodRecipe, settings: TrainSettings) -> dict[str,
     return {"use_cpu": not gpu}
 
 
-def common_arguments(run: TrainingRun, steps: int) -> dict[str, Any]:
-    """TrainingArguments of every method."""
+def common_arguments(run: TrainingRun, steps: int, gpu: bool | None = None) -> dict[str, Any]:
+    """TrainingArguments of every method. gpu: as in `engine_arguments`."""
     recipe, settings = run.recipe, run.settings
-    return engine_arguments(recipe, settings) | {
+    return engine_arguments(recipe, settings, gpu) | {
         "output_dir": str(run.out / STATE),
         "max_steps": steps,
         "learning_rate": recipe.learning_rate,

@@ -143,18 +143,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[_unused],  # TRL wants one; rewards are given in `score`
-            args=GRPOConfig(
-                **common_arguments(run, recipe.steps),
-                per_device_train_batch_size=self.micro_batch,
-                gradient_accumulation_steps=self.accumulation,
-                num_generations=recipe.generations,
-                max_completion_length=recipe.max_completion_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
-                disable_dropout=recipe.disable_dropout,
-                use_vllm=False,
-                **config,
-            ),
+            args=GRPOConfig(**arguments(run, recipe.steps, self.accumulation, config)),
             train_dataset=Dataset.from_dict({"prompt": [""]}),  # what is asked stands in `steps`
             processing_class=tokenizer,
             callbacks=[saving],
@@ -191,7 +180,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             Request(self.prompt(row) + prefix, (self.run.seed, position), count, self.room(prefix))
             for (position, row), prefix, count in zip(batch, prefixes, samples, strict=True)
         ]
-        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p}
+        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
         if self.servers:
             weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
             version = self.state.global_step
@@ -421,6 +410,33 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         for key, tensor in tensors.items():
             number, place, what = key.split(".", 2)
             self.batch[int(number)].micro_batches[int(place)][what] = tensor
+
+
+def arguments(
+    run: TrainingRun, steps: int, accumulation: int, config: dict[str, Any], gpu: bool | None = None
+) -> dict[str, Any]:
+    """Of TRL's GRPOConfig. config: the method's own; gpu: as in `common_arguments`."""
+    recipe, settings = run.recipe, run.settings
+    sequences = recipe.questions_per_step * recipe.generations
+    return common_arguments(run, steps, gpu) | {
+        "per_device_train_batch_size": sequences // (accumulation * settings.ranks * settings.nodes),
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": recipe.generations,
+        "max_completion_length": recipe.max_completion_tokens,
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "top_k": recipe.top_k or 0,
+        "disable_dropout": recipe.disable_dropout,
+        "use_vllm": False,  # completions are written by scalpel/inference
+        **config,
+    }
+
+
+def trl_rollout_config(run: TrainingRun, steps: int, config: dict[str, Any], gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments. config: the method's own."""
+    settings = run.settings
+    accumulation = rollout_accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+    return GRPOConfig, arguments(run, steps, accumulation, config, gpu)
 
 
 def _unused(*_args, **_kwargs):
