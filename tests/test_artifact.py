@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import socket
 import subprocess
 
@@ -81,6 +82,26 @@ def test_result_is_made_once_and_verified(tmp_path):
     assert any("not listed" in line for line in problems(directory))
     (directory / "sub" / "a.txt").unlink()
     assert any("missing" in line for line in problems(directory))
+
+
+def test_files_are_on_the_disk_before_the_manifest_that_lists_them(tmp_path, monkeypatch):
+    directory, synced, fsync = tmp_path / small(tmp_path).directory, set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    replace = os.replace
+
+    def checked(source, target):
+        if target.name == "manifest.json":
+            listed = (directory / "sub", directory / "sub" / "a", directory / "b", directory)
+            assert [path for path in listed if path.stat().st_ino not in synced] == []
+            synced.add("asked")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", checked)
+    with making(directory):
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a").write_text("a")
+        (directory / "b").write_text("b")
+    assert "asked" in synced
 
 
 def test_failed_stage_leaves_no_manifest(tmp_path):
