@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scalpel.artifact.files import STATE
+from scalpel.methods.state import COMPLETE
 from tests.test_workflow import ROOT, snakemake
 
 pytestmark = pytest.mark.campaign
 KILLS = 20
-EVERY_FOURTH = (
-    4  # kill comes while Snakemake still plans; the others, up to so many seconds after its first job's start:
-)
-LONGEST_SECONDS = 16.0
+LONGEST_SECONDS = 16.0  # from the start of a first job to the kill
+PLANNING, TRAINING = 0, 2  # of four kills, one comes while Snakemake still plans, one when a run has saved a new state
 
 
 class Lab:
@@ -58,8 +58,12 @@ class Lab:
         for stage in ("train", "evaluate", "kl", "weight_change"):
             for directory in self.results.glob(f"{stage}/{run}[.-]*"):
                 shutil.rmtree(directory)
-        for record in self.results.glob("*/faults/*.json"):
-            record.unlink()
+        for folder in self.results.glob("*/faults"):
+            shutil.rmtree(folder)
+
+    def states(self) -> set[Path]:
+        """The complete states that training runs resume from."""
+        return set(self.results.glob(f"train/*/{STATE}/checkpoint-*/{COMPLETE}"))
 
     def run(self, program: str) -> subprocess.CompletedProcess:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -79,12 +83,14 @@ def test_twenty_kills_in_a_row_leave_what_an_undisturbed_run_leaves(undisturbed,
     kills = {"all of its processes": 0, "Snakemake alone": 0}
     while sum(kills.values()) < KILLS:
         number, whom = sum(kills.values()), list(kills)[sum(kills.values()) % 2]
-        said = len(lab.log())
+        said, states, kind = len(lab.log()), lab.states(), number % 4
         main = lab.start()
-        while number % EVERY_FOURTH and "Select jobs" not in lab.log()[said:] and main.poll() is None:
+        while kind != PLANNING and "Select jobs" not in lab.log()[said:] and main.poll() is None:
             time.sleep(0.1)
+        while kind == TRAINING and lab.states() <= states and main.poll() is None:
+            time.sleep(0.01)
         try:
-            assert main.wait(random_.uniform(1, LONGEST_SECONDS)) == 0, lab.log()[-4000:]
+            assert main.wait(random_.uniform(0, 1 if kind == TRAINING else LONGEST_SECONDS)) == 0, lab.log()[-4000:]
             lab.forget(random_.choice(("grpo", "sft_1ep")))  # it was done before the kill
             continue
         except subprocess.TimeoutExpired:
@@ -109,12 +115,8 @@ def test_twenty_kills_in_a_row_leave_what_an_undisturbed_run_leaves(undisturbed,
 
 
 def test_a_second_terminal_and_the_first_start_after_a_kill(undisturbed, tmp_path):
-    shutil.copytree(
-        undisturbed.root, tmp_path / "lab", ignore=shutil.ignore_patterns(".snakemake", "profiles", "*.yaml")
-    )
-    shutil.move(tmp_path / "lab", tmp_path / "copied")
     lab = Lab(tmp_path / "lab")
-    shutil.move(tmp_path / "copied" / "results", lab.results)
+    shutil.copytree(undisturbed.results, lab.results)
     lab.forget("sft_1ep")
     main = lab.start()
     end = time.monotonic() + 120
