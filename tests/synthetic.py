@@ -105,7 +105,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
-        return {"scores.parquet": _scores(run, wanted, list(recipe["tasks"]), seed, rng)}
+        scores = _scores(run, wanted, list(recipe["tasks"]), seed, rng)
+        return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
     if stage == "weight_change":
@@ -149,6 +150,19 @@ def _scores(run: str, steps: list[int], tasks: list[str], seed: int, rng) -> pd.
             rows += [(step, task, m, value + 0.05 * ("inst" in m), error, 64, 64) for m in metrics]
     columns = ["step", "task", "metric", "value", "stderr", "questions", "samples"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _samples(scores: pd.DataFrame, rng) -> pd.DataFrame:
+    """Two answers to every question, right with the score as their probability."""
+    rows = []
+    for step, task, metric, value, questions in scores[["step", "task", "metric", "value", "questions"]].values:
+        right = rng.random((int(questions), 2)) < value
+        rows += [
+            (int(step), task, metric, question, sample, float(right[question, sample]))
+            for question in range(int(questions))
+            for sample in range(2)
+        ]
+    return pd.DataFrame(rows, columns=["step", "task", "metric", "question", "sample", "score"])
 
 
 def _kl(run: str, rng) -> pd.DataFrame:

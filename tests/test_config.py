@@ -126,3 +126,53 @@ def test_yaml_that_is_no_configuration(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(UserError, match="not a mapping"):
         read_yaml(path)
+
+
+# ---------------------------------------------------------------- studies and runs made from others
+
+
+def extended(tmp_path, text: str) -> Path:
+    """The path of a study of this text that extends the first paper's."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: mine\nextends: scalpel_vs_hammer\n" + text)
+    return path
+
+
+def test_a_study_may_extend_another(tmp_path):
+    text = "runs:\n  grpo: {seeds: [1, 2]}\n  more: {method: sft, epochs: 2}\nlooks:\n  more: {label: More}\n"
+    config = load({"studies": [str(extended(tmp_path, text))]}, WORKFLOW)
+    study, parent = config.studies["mine"], load({}, WORKFLOW).studies["scalpel_vs_hammer"]
+    assert [*study.runs] == [*parent.runs, "more"] and study.runs["grpo"].seeds == (1, 2)
+    assert study.runs["grpo"].recipe == parent.runs["grpo"].recipe  # the scale's words for the parent hold, too
+    assert study.runs["sft_frozen_mlp"].recipe.trainable.freeze_mlp_layers
+    assert study.exhibits.keys() == parent.exhibits.keys() and study.claims == parent.claims
+    assert study.title == "mine" and study.looks["more"].label == "More"
+
+
+def test_a_study_that_extends_itself_or_nothing_is_refused(tmp_path):
+    path = extended(tmp_path, "")
+    path.write_text(f"title: mine\nextends: {path.name}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: extends: 'mine.yaml' extends this study itself"):
+        load({"studies": [str(path)]}, WORKFLOW)
+    path.write_text("title: mine\nextends: scalpel_vs_hamer\n")
+    with pytest.raises(UserError, match=r"mine.yaml: extends: no study is named 'scalpel_vs_hamer'; did you mean"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+def test_rates_and_steps_may_be_those_of_another_run(tmp_path):
+    text = """runs:
+  slow: {method: sft, matching: questions, rate_of: grpo, steps_of: grpo}
+  fast: {method: grpo, rate_of: grpo, rate_times: 3}
+  own: {method: sft, epochs: 1, rate_times: 0.1}
+"""
+    raw = {"studies": [str(extended(tmp_path, text))], "runs": {"grpo": {"learning_rate": 2e-4, "steps": 40}}}
+    runs = load(raw, WORKFLOW).studies["mine"].runs
+    assert runs["slow"].recipe.learning_rate == 2e-4 and runs["slow"].recipe.steps == 40
+    assert runs["fast"].recipe.learning_rate == 6e-4 and runs["own"].recipe.learning_rate == 1e-4
+    for text, words in (
+        ("runs:\n  a: {method: sft, epochs: 1, rate_of: nobody}", "run 'a': rate_of: 'nobody' is no trained run"),
+        ("runs:\n  a: {method: sft, steps_of: sft_1ep}", "run 'a': steps_of: that run has no number of steps"),
+        ("runs:\n  a: {method: sft, steps_of: b}", "run 'a': steps_of: 'b' names no run with steps"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load({"studies": [str(extended(tmp_path, text))]}, WORKFLOW)

@@ -35,20 +35,20 @@ def load(raw: dict, workflow: Path) -> Config:
         name, path = _study_file(workflow, study)
         if name in files:
             raise UserError(f"config.yaml: studies: two are named {name!r}; rename one's file.")
-        files[name] = validated(StudyFile, read_yaml(path), path.name)
+        files[name] = _study(workflow, name, path)
     ours = {study: _runs_of_user(study, files, user) for study in files}
     studies = {}
     for name, file in files.items():
-        setting = _setting(name, scale, scale_raw, where)
+        setting = _setting(file.lineage, scale, scale_raw, where)
         unknown = [run for run in setting.runs if run not in file.runs]
         if unknown:
             raise UserError(
                 f"{scale_file.name}: runs: study {name} has no run {unknown[0]!r}{nearest(unknown[0], file.runs)}."
             )
-        runs = {
-            run: _run(run, file.runs.get(run, {}), setting, ours[name].get(run, {}), f"{name}.yaml")
-            for run in [*file.runs, *(run for run in ours[name] if run not in file.runs)]
-        }
+        named = {run: [file.runs.get(run, {}), setting.runs.get(run, {}), ours[name].get(run, {})]
+                 for run in [*file.runs, *ours[name]]}  # fmt: skip
+        runs = _runs(named, setting, f"{name}.yaml")
+        _settle_rates(runs, f"{name}.yaml")
         studies[name] = Study(setting=setting, runs=runs, **{k: getattr(file, k) for k in STUDY_FIELDS})
     config = Config(scale_name=user.scale, scale=scale, studies=studies)
     _check_names(config, scale_file.name)
@@ -86,9 +86,8 @@ def _as_published(user: UserConfig, workflow: Path, scale: dict) -> dict:
     return merged(scale, overlay.overrides)
 
 
-def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
+def _study_file(workflow: Path, study: str, where: str = "config.yaml: studies") -> tuple[str, Path]:
     """(name, file) of a study: one of `workflow`, or a .yaml file of the user's, called by its file's name."""
-    where = "config.yaml: studies"
     if not study.endswith(".yaml"):
         return study, named_file(workflow / "studies", study, where, "study")
     path = Path(study)
@@ -99,11 +98,48 @@ def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
     return path.stem, path
 
 
-def _setting(study: str, scale: Scale, raw: dict, where: str) -> Setting:
-    """What the scale gives this study: its own fields, with `studies.<study>` laid over them."""
-    common = {name: raw[name] for name in Setting.model_fields if name in raw}
-    own = scale.studies.get(study, {})
-    return validated(Setting, merged(common, own), f"{where}: studies.{study}" if own else where)
+def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -> StudyFile:
+    """A study's file, laid over those of the studies that it extends."""
+    raw = read_yaml(path)
+    file = validated(StudyFile, raw, path.name)
+    if file.extends is None:
+        return file.model_copy(update={"lineage": (name,)})
+    wanted = str(path.parent / file.extends) if file.extends.endswith(".yaml") else file.extends
+    parent, there = _study_file(workflow, wanted, f"{path.name}: extends")
+    if parent in (*above, name):
+        raise UserError(f"{path.name}: extends: {file.extends!r} extends this study itself.")
+    below = _study(workflow, parent, there, (*above, name))
+    parts = {part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks")}
+    whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published")}
+    file = validated(StudyFile, whole, path.name)
+    return file.model_copy(update={"lineage": (*below.lineage, name)})
+
+
+def _setting(lineage: tuple[str, ...], scale: Scale, raw: dict, where: str) -> Setting:
+    """What the scale gives a study: its own fields, with `studies.<study>` of each study of the lineage laid over."""
+    whole = {name: raw[name] for name in Setting.model_fields if name in raw}
+    for study in lineage:
+        own = scale.studies.get(study, {})
+        whole = merged(whole, own)
+        where = f"{where}: studies.{study}" if own and study == lineage[-1] else where
+    return validated(Setting, whole, where)
+
+
+def _settle_rates(runs: dict[str, RunSpec], where: str) -> None:
+    """Give runs the learning rate of the run that `rate_of` names, times `rate_times`."""
+    own = {name: spec.recipe.learning_rate for name, spec in runs.items() if spec.recipe and not spec.rate_of}
+    for name, spec in runs.items():
+        if spec.rate_of is None and spec.rate_times == 1:
+            continue
+        of = spec.rate_of or name
+        if spec.recipe is None or of not in own:
+            raise UserError(
+                f"{where}: run {name!r}: rate_of: {of!r} is no trained run with a learning rate of its own"
+                f"{nearest(of, own)}."
+            )
+        changed = spec.recipe.model_dump() | {"learning_rate": float(f"{own[of] * spec.rate_times:.12g}")}
+        recipe = validated(type(spec.recipe), changed, f"{where}: run {name!r}")
+        runs[name] = spec.model_copy(update={"recipe": recipe})
 
 
 def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> dict[str, dict]:
@@ -127,14 +163,31 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
     return found
 
 
-def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> RunSpec:
-    """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other."""
-    where = f"{where}: run {run!r}"
+def _runs(named: dict[str, list[dict]], setting: Setting, where: str) -> dict[str, RunSpec]:
+    """All runs of a study: those that take their steps from another after that one."""
+    found: dict[str, RunSpec] = {}
+    while len(found) < len(named):
+        before = len(found)
+        for run, layers in named.items():
+            of = next((layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of")), None)
+            if run not in found and (of is None or of in found):
+                found[run] = _run(run, layers, setting, found.get(of), f"{where}: run {run!r}")
+        if len(found) == before:
+            run, layers = next((run, layers) for run, layers in named.items() if run not in found)
+            of = next(layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of"))
+            raise UserError(f"{where}: run {run!r}: steps_of: {of!r} names no run with steps{nearest(of, found)}.")
+    return {run: found[run] for run in named}
+
+
+def _run(run: str, layers: list[dict], setting: Setting, of: RunSpec | None, where: str) -> RunSpec:
+    """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other.
+
+    of: the run that it takes its steps from.
+    """
     if run == BASE or run.startswith(f"{BASE}_"):
         raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
     if run == TRACES:
         raise UserError(f"{where}: {TRACES!r} means a dataset's own answers; call the run something else.")
-    layers = [options, setting.runs.get(run, {}), user]
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     given = any(layer.get("given") for layer in layers)
     if given == (method is not None):
@@ -149,6 +202,10 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
             if layer.get(one) is not None:
                 whole.pop(other, None)
         whole = merged(whole, layer)
+    if of is not None:
+        if getattr(of.recipe, "steps", None) is None:
+            raise UserError(f"{where}: steps_of: that run has no number of steps; give `steps`.")
+        whole = {key: value for key, value in whole.items() if key != "epochs"} | {"steps": of.recipe.steps}
     axes = {key: value for key, value in whole.items() if key in RunAxes.model_fields}
     rest = {key: value for key, value in whole.items() if key not in RunAxes.model_fields}
     valid = validated(RunAxes, axes, where)

@@ -22,6 +22,9 @@ class RunAxes(Strict):
     data_from: Reference | Literal["base"] | None = None  # trains on that model's own verified answers
     # Only questions that these sources answer, too: what makes runs on different answers comparable.
     common_with: tuple[Reference | Literal["base", "traces"], ...] = ()
+    steps_of: Name | None = None  # as many optimizer steps as that run of the study
+    rate_of: Name | None = None  # that run of the study's learning rate in place of the method's own
+    rate_times: Annotated[float, Field(gt=0, le=10**4)] = 1.0  # by which the learning rate is multiplied
     layers_from: Reference | Literal["base"] | None = None  # that model's causal trace names the layers to freeze
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # None: the scale's
     evaluated: Positive | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
@@ -47,11 +50,13 @@ class StudyFile(Strict):
     """A file of workflow/studies, or one of the user's own."""
 
     title: str
+    extends: str | None = None  # a study whose runs, looks, exhibits, claims and published numbers are this one's, too
     runs: dict[Name, dict[str, Any]] = {}
     exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
     looks: dict[Name, Look] = {}  # of runs, and of `base`
     claims: Name | None = None  # a module of scalpel/claims
     published: str | None = None  # a file of workflow/published, or the path of another
+    lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own
 
 
 class Study(Strict):

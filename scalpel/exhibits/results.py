@@ -144,6 +144,23 @@ class Results:
         frame["stderr"] = list(map(question_error, frame["value"], frame["stderr"], frame["questions"]))
         return frame
 
+    def answers(self) -> pd.DataFrame:
+        """Score of every question: columns step, task (as in `scores`), question, score (mean over samples)."""
+        import pandas as pd
+
+        columns = ["step", "task", "metric", "question", "score"]
+        frames = []
+        for result in self.of("evaluate"):
+            frame = files.table(result.step / "samples.parquet", columns)
+            kinds = frame[["task", "metric"]].drop_duplicates()
+            kinds["name"] = list(map(_headline, kinds["task"], kinds["metric"]))
+            frame = frame.merge(kinds.dropna(subset=["name"]).drop_duplicates("name"), on=["task", "metric"])
+            means = frame.groupby(["step", "name", "question"], sort=False)["score"].mean().reset_index()
+            frames.append(_whose(result, means.rename(columns={"name": "task"})))
+        if not frames:
+            raise UserError(f"none of {', '.join(self.runs)} was evaluated; name other runs in `runs`.")
+        return pd.concat(frames, ignore_index=True)
+
     def kl(self) -> pd.DataFrame:
         """KL of every checkpoint: columns step, kl, kl_solution (nats, means over questions), *_stderr, questions."""
         frame = self.read("kl", "kl.parquet", ["step", "question", "kl", "kl_solution"])
