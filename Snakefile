@@ -53,9 +53,9 @@ wildcard_constraints:
 onstart:
     try:
         refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
+        os.environ["SCALPEL_CONFIG"] = str(plan.record())
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    os.environ["SCALPEL_CONFIG"] = str(plan.record())
 
 
 rule all:

@@ -187,12 +187,3 @@ def _weight_change(run: str, rng) -> pd.DataFrame:
                 size *= (1.2 if p < 2 else 1.0) * rng.uniform(0.95, 1.05)
                 rows.append((step, layer, projection, size * 10, 10.0, size))
     return pd.DataFrame(rows, columns=["step", "layer", "projection", "change_norm", "base_norm", "relative"])
-
-
-def describe(plan: Plan, study: str, name: str) -> None:
-    """What Snakemake's start and the rule `describe` do for one exhibit: its recipe file."""
-    plan.record()
-    drawing = plan.drawings[study, name]
-    path = plan.root / drawing.recipe_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(plan.root / drawing.draft_path, path)

@@ -175,7 +175,7 @@ def test_published_numbers_are_those_of_the_fact_sheet(shared_data):
 
 def evidence_of(made) -> Evidence:
     plan, root = made
-    return measured(Results.of_entries([entry.record() for entry in plan.entries[STUDY]], root))
+    return measured(Results.of_entries([entry.record() for entry in plan.entries[STUDY]], root / "results"))
 
 
 def test_evidence_joins_seeds(tmp_path):

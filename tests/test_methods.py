@@ -481,6 +481,31 @@ def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, t
     assert not (tmp_path / "checkpoints.json").exists()
 
 
+def test_a_checkpoint_is_on_the_disk_before_the_state_that_names_it(tiny_base, tiny_data, tmp_path, monkeypatch):
+    """Files and the directories that name them are synced, renamed ones after the renaming."""
+    out, synced, unsynced = tmp_path / "run", [], []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(handle):
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def checked(source, target):
+        if Path(target).name == COMPLETE:
+            named = [Path(target).parent, *Path(target).parent.rglob("*"), *(out / "checkpoints").rglob("step-*/*")]
+            named += [path for path in (out / "checkpoints",) if path.is_dir()]
+            unsynced.extend(str(path) for path in named if path.stat().st_ino not in synced and path != Path(source))
+        replace(source, target)
+        if Path(target).name.startswith("step-"):
+            parent = Path(target).parent.stat().st_ino
+            synced[:] = [inode for inode in synced if inode != parent]
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", checked)
+    train(SFT.model_copy(update={"epochs": 1, "checkpoints": 2}), tiny_base, tiny_data, out)
+    assert len(list((out / "checkpoints").iterdir())) == 2 and unsynced == []
+
+
 def test_format_reward_wants_the_whole_completion():
     good = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
     assert well_formed([good, good + " and more", "x" + good, good.replace("\n<answer>", " <answer>")]) == [1, 0, 0, 0]

@@ -17,7 +17,7 @@ from scalpel.report import setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
-from tests.synthetic import STUDY, describe
+from tests.synthetic import STUDY
 from tests.test_exhibits import DEGENERATE, MY_TABLE, world
 
 SMALL = {"dpi": 50, "width_inches": 6, "height_inches": 4}
@@ -34,8 +34,7 @@ def study() -> dict:
 def build(made) -> str:
     """The page's text, after all exhibits are made."""
     plan, root = made
-    for owner, name in plan.drawings:
-        describe(plan, owner, name)
+    plan.record()
     for (_, name), planned in plan.drawings.items():
         if name != "report":
             render(root / planned.recipe_path)
@@ -77,7 +76,7 @@ class Balance(HTMLParser):
 
 
 def test_report_is_one_file_with_everything(made, page):
-    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "recipes"]
+    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
     assert page.count("data:image/png;base64,") == 8 and page.count('<section id="') == 12
     assert not re.search(r"(src|href)=[\"']?(?!data:)[a-z]", page) and "url(" not in page and "<script" not in page
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
@@ -161,9 +160,12 @@ def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
     figures = tmp_path / "copy" / "results" / "figures" / STUDY
     recipe = tmp_path / "copy" / made[0].drawings[STUDY, "report"].recipe_path
     (figures / "kl.png").unlink()
-    with pytest.raises(UserError, match=r"kl\.png is missing"):
+    with pytest.raises(UserError, match=r"kl\.png: missing"):
         report(recipe)
     shutil.copy(figures / "freezing.png", figures / "kl.png")
+    with pytest.raises(UserError, match=r"kl\.png: "):
+        report(recipe)
+    shutil.copy(figures / "freezing.json", figures / "kl.json")
     with pytest.raises(UserError, match=r"kl\.png does not show what was planned"):
         report(recipe)
 

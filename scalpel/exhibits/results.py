@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalpel.artifact.files import below
 from scalpel.config.load import nearest
 from scalpel.errors import UserError
 from scalpel.exhibits import axis, files
@@ -46,11 +47,11 @@ class Results:
         self.found, self.published = list(found), published or {}
 
     @classmethod
-    def of_entries(cls, entries: Iterable[dict], root: Path, published: dict | None = None) -> Results:
-        """From the entries of an exhibit's recipe file, whose directories are relative to `root`."""
-        chains = [tuple(root / directory for directory in entry["chain"]) for entry in entries]
+    def of_entries(cls, entries: Iterable[dict], results: Path, published: dict | None = None) -> Results:
+        """From the entries of an exhibit's recipe, whose directories lie below `results`."""
+        chains = [tuple(below(results, directory) for directory in entry["chain"]) for entry in entries]
         found = [
-            Result(**entry | {"step": root / entry["step"], "chain": chain})
+            Result(**entry | {"step": below(results, entry["step"]), "chain": chain})
             for entry, chain in zip(entries, chains, strict=True)
         ]
         return cls(found, published)
