@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalpel.artifact.files import MANIFEST
+from scalpel.artifact.files import MANIFEST, RECIPE, read_json
+from scalpel.artifact.manifest import seal
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
 from scalpel.methods.grpo import GRPORecipe
@@ -41,9 +43,11 @@ def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]
         "order": {"order.parquet": data[1]},
     }.items():
         record_recipe(steps[role], root)
+        directory = root / steps[role].directory
         for name, path in files.items():
-            (root / steps[role].directory / name).symlink_to(path)
-        (root / steps[role].directory / MANIFEST).write_text("{}")
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, directory / name)
+        seal(directory, read_json(directory / RECIPE), {})
     return steps
 
 
