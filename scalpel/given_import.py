@@ -40,7 +40,8 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     """Lay the model directories `sources` (by optimizer step) out in `out`.
 
     base: the base model. recipe: the step's, with the files' sha256 as the plan saw them and, if known,
-    questions_per_step and tokens_per_step. output: the trainer's output directory, which may hold its log.
+    questions_per_step, tokens_per_step and written_per_step. output: the trainer's output directory, which may hold
+    its log.
     Raises UserError naming the checkpoint that changed since the plan or is not one of this base model.
     """
     listing = []
@@ -67,7 +68,7 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     last = max(sources)
     states = [directory / "trainer_state.json" for directory in (sources[last], *([Path(output)] if output else []))]
     log = next((read_log(path, recipe) for path in states if path.is_file()), None)
-    if log is None and (recipe.get("questions_per_step") or recipe.get("tokens_per_step")):
+    if log is None and _sizes(recipe):
         log = [{"step": step} | _sizes(recipe) for step in range(1, last + 1)]
     if log:
         pq.write_table(pa.Table.from_pylist(log), out / "log.parquet", compression="zstd")
@@ -84,6 +85,8 @@ def read_log(path: Path, recipe: dict) -> list[dict]:
         for entry in history:
             row = {"step": entry["step"]} | {new: entry.get(old) for old, new in COLUMNS.items()}
             rewards = {name.split("/")[1] + "_reward": v for name, v in entry.items() if _is_mean_reward(name)}
+            if "reward" not in entry:
+                row["written"] = 0  # supervised: nothing was sampled
             row |= rewards | _sizes(recipe, entry["step"] - before)
             if SEEN in entry and "tokens_per_step" not in recipe:
                 row["tokens"] = entry[SEEN] - seen
@@ -102,8 +105,8 @@ def _is_mean_reward(name: str) -> bool:
 
 def _sizes(recipe: dict, steps: int = 1) -> dict:
     """What the config says of each step; a logged row may stand for several."""
-    names = {"questions_per_step": "questions", "tokens_per_step": "tokens"}
-    return {new: recipe[old] * steps for old, new in names.items() if recipe.get(old)}
+    names = {"questions_per_step": "questions", "tokens_per_step": "tokens", "written_per_step": "written"}
+    return {new: recipe[old] * steps for old, new in names.items() if recipe.get(old) is not None}
 
 
 def _check_shapes(source: Path, wanted: dict[str, tuple[int, ...]], base: Path) -> None:

@@ -30,6 +30,7 @@ STAGES: dict[str, Stage] = {
     "data": Stage(1),  # the rows that are trained on, and why each other row is not
     "order": Stage(1),  # in which order they are asked
     "generate": Stage(1, resumable=True, cost="generate"),  # a model's own answers to them
+    "common": Stage(1),  # rows that several sources have answers to
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
     "audit": Stage(1, cost="audit"),  # probes of the installed stack: a gate of training runs, no input of theirs
     "train": Stage(1, resumable=True, cost="train"),  # the method's own version counts, too

@@ -19,9 +19,11 @@ def produce(job: Job) -> None:
         files = [checked(path) for path in sorted((job.inputs["fetch"] / "files").rglob("*.parquet"))]
     else:
         files = [Path(job.settings["path"])]
-    rows = open_rows(files, source.get("columns", {}), source.get("constants", {}), source.get("boxed_answer_of"))
-    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
     recipe = FilterRecipe.of_identity(job.recipe["filter"])
+    rows = open_rows(
+        files, source.get("columns", {}), source.get("constants", {}), source.get("boxed_answer_of"), recipe.columns
+    )
+    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
     filter_rows(rows, recipe, job.inputs["base"] / "model", guarded, job.directory)
 
 

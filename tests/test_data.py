@@ -104,6 +104,61 @@ def test_the_first_verified_and_complete_trace_is_chosen():
     assert choose_trace(item, 0, RECIPE) == (None, "good")
 
 
+@pytest.mark.parametrize(
+    ("verified_by", "chosen"),
+    [("math_verify", "b"), ("math_verify_or_llama", "a"), ("math_verify_and_llama", "c"), ("none", "a")],
+)
+def test_who_must_have_verified_a_trace(verified_by, chosen):
+    item = row(
+        generations=["a", "b", "c"],
+        correctness_math_verify=[False, True, True],
+        correctness_llama=[True, False, True],
+        is_reasoning_complete=[True, True, True],
+    )
+    assert choose_trace(item, 0, FilterRecipe(verified_by=verified_by)) == (None, chosen)
+
+
+def test_the_authors_trace_and_gold_answer(tiny_base, tmp_path):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "So it is 5."}]
+    rows = [
+        row(solution="2 + 3 = $5$, so $\\boxed{5}$.", messages=turns),
+        row("Another one?", solution="?", messages=[]),
+    ]
+    recipe = RECIPE.model_copy(update={"trace": "messages", "gold": "solution"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"question": ["unlike"]}), tmp_path / "questions.parquet")
+    filter_rows(
+        open_rows([tmp_path / "rows.parquet"], {}, {}, None, recipe.columns),
+        recipe, tiny_base, [tmp_path / "questions.parquet"], tmp_path,
+    )  # fmt: skip
+    (kept,) = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    assert kept["trace"] == "So it is 5." and kept["answer"] == rows[0]["solution"]
+    with pytest.raises(UserError, match="lacks column 'messages'"):
+        constants = {"source": "s", "correctness_math_verify": True, "is_reasoning_complete": True}
+        open_rows([tmp_path / "kept.parquet"], {"generations": "trace"}, constants, None, ("messages",))
+
+
+def test_every_check_of_rows_can_be_switched_off(tiny_base, tmp_path):
+    """What the authors' GRPO was given: every row of the source, as it is."""
+    rows = [
+        row(),
+        row(),
+        row("What is the capital of nowhere at all?"),
+        row("Long?", generations=["long " * 300]),
+        row("Vague?", answer=""),
+        row("Cut?", is_reasoning_complete=[False]),
+        row("Wrong?", correctness_math_verify=[False]),
+    ]
+    everything = FilterRecipe(
+        max_tokens=None, decontamination_ngram=None, verified_by="none", require_complete=False,
+        unparsable_answer="keep", duplicates="keep",
+    )  # fmt: skip
+    kept, drops = run(tmp_path, tiny_base, rows, everything)
+    assert [item["row"] for item in kept] == list(range(7)) and drops["kept"] == 7
+    kept, drops = run(tmp_path, tiny_base, rows, RECIPE.model_copy(update={"unparsable_answer": "drop"}))
+    assert [item["row"] for item in kept] == [0]
+
+
 def test_overlap_equals_a_brute_force_search():
     rng = np.random.default_rng(0)
     questions = [" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(40)]

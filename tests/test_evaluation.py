@@ -16,7 +16,8 @@ from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.data.answers import Grader
 from scalpel.errors import UserError
 from scalpel.evaluation import evaluate
-from scalpel.evaluation.questions import open_set, prepare
+from scalpel.evaluation.question_set import open_set
+from scalpel.evaluation.questions import prepare
 from scalpel.weights import load_model
 
 TASKS = {

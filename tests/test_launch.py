@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalpel.artifact.files import MANIFEST, RECIPE, read_json
-from scalpel.artifact.manifest import seal
+from scalpel.artifact.files import MANIFEST
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.ranks
@@ -42,12 +41,7 @@ def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]
         "data": {"kept.parquet": data[0]},
         "order": {"order.parquet": data[1]},
     }.items():
-        record_recipe(steps[role], root)
-        directory = root / steps[role].directory
-        for name, path in files.items():
-            copy = shutil.copytree if path.is_dir() else shutil.copy
-            copy(path, directory / name)
-        seal(directory, read_json(directory / RECIPE), {})
+        finish(steps[role], root, files)
     return steps
 
 

@@ -17,7 +17,8 @@ from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.errors import UserError
 from scalpel.evaluation import evaluate
 from scalpel.evaluation.lm_eval_files import find, parse
-from scalpel.evaluation.questions import open_set, prepare
+from scalpel.evaluation.question_set import open_set
+from scalpel.evaluation.questions import prepare
 from scalpel.weights import load_model
 
 SETTINGS = EvaluationSettings(batch_size=16)

@@ -85,14 +85,15 @@ def test_programs_that_pip_wrote(there):
     assert program.read_bytes() == before and ROOT not in there.parents and sys.executable not in str(before)
 
 
-@pytest.mark.slow
 def test_mmlu_pro_reads_its_rows_there(tiny_base, tiny_sets, there):
     """lm-eval reads a YAML that names files below the results."""
-    from scalpel.evaluation.question_set import QuestionSet
-
+    from scalpel.chat import load_tokenizer
     from scalpel.config.evaluation import TaskRecipe
+    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
     from scalpel.evaluation.mmlu_pro import MMLUPro
+    from scalpel.evaluation.question_set import open_set
+    from scalpel.inference import EngineSettings, open_engine
 
-    model = type("Model", (), {"seed": 1})()
-    task = MMLUPro("mmlu_pro", TaskRecipe(), QuestionSet.open(tiny_sets["mmlu_pro"]), model, there)
-    assert len(task.tasks["tasks"][task.task].dataset["test"])
+    model = LMEvalEngine(open_engine("transformers", tiny_base, EngineSettings()), load_tokenizer(tiny_base), 1)
+    task = MMLUPro("mmlu_pro", TaskRecipe(shots=0), open_set(tiny_sets["mmlu_pro"]), model, there)
+    assert len(task.evaluate()) == 4

@@ -204,6 +204,55 @@ def test_a_run_may_train_on_a_model_s_own_answers():
     assert own.answers.digest != oracle.answers.digest
 
 
+def test_arms_with_different_answers_may_share_their_questions():
+    """The teacher's and the model's own answers, to the questions that both answer."""
+    made = plan(
+        {
+            "runs": {
+                "teacher": SFT | {"common_with": ["base", "grpo"]},
+                "own": SFT | {"data_from": "base", "common_with": ["traces", "grpo"]},
+                "alone": SFT | {"data_from": "base", "common_with": ["base"]},
+            }
+        }
+    )
+    runs = {name: made.run("scalpel_vs_hammer", name, 42).checkpoints.inputs["data"] for name in ("teacher", "own")}
+    assert [rows.stage for rows in runs.values()] == ["common", "common"]
+    assert runs["teacher"].inputs["own"].stage == "data" and runs["own"].inputs["own"].stage == "generate"
+    assert runs["teacher"].inputs.keys() == {"own", "others/base", "others/grpo"}
+    assert runs["own"].inputs.keys() == {"own", "others/traces", "others/grpo"}
+    assert runs["own"].inputs["own"] is runs["teacher"].inputs["others/base"]  # answers are generated once
+    assert made.run("scalpel_vs_hammer", "alone", 42).checkpoints.inputs["data"].stage == "generate"
+    entries = made.entries["scalpel_vs_hammer"]
+    assert Counter(e.stage for e in entries if e.stage in ("data", "generate", "common")) == Counter(
+        data=1, generate=2, common=2
+    )
+    with pytest.raises(UserError, match="common_with"):
+        plan({"runs": {"teacher": SFT | {"common_with": ["nobody"]}}})
+    with pytest.raises(UserError, match="'traces' means"):
+        plan({"runs": {"traces": SFT}})
+
+
+def test_a_costly_task_may_be_asked_of_last_checkpoints_alone():
+    tasks = {"passes": {"questions": "math_500", "samples": 8, "at": "last"}}
+    before = plan({"overrides": {"evaluation": {"tasks": tasks}}})
+    entries = [e for e in before.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.part == "passes"]
+    assert all(len(e.step.recipe["checkpoints"]) == 1 for e in entries if e.run != "base") and len(entries) == 7
+    assert not lost_steps({"overrides": {"evaluation": {"tasks": tasks}}})
+    mixed = {"math_500": {"at": "last"}}
+    with pytest.raises(UserError, match="group 'core' must have one value of `at`"):
+        plan({"overrides": {"evaluation": {"tasks": mixed}}})
+
+
+def test_the_base_model_may_be_asked_under_another_template():
+    models = {"plain": {"kind": "toy", "chat_template": "sft_then_rl"}}
+    raw = {"overrides": {"models": models, "base_evaluated_as": "plain"}}
+    assert {s.split("/")[0] for s in lost_steps(raw)} == {"evaluate"}
+    assert Counter(new_steps(raw)) == Counter(["base/plain", "evaluate/plain"])
+    models["plain"]["toy"] = {"hidden_size": 32, "heads": 2}
+    with pytest.raises(UserError, match="it must be 'toy' but for its chat template"):
+        plan(raw)
+
+
 def test_layers_may_come_from_a_trace():
     traced = {"layers_from": "base", "trainable": {"freeze_mlp_above": 0.1, "freeze_mlp_layers": []}}
     made = plan({"runs": {"sft_frozen_mlp": traced}})

@@ -13,7 +13,8 @@ from scalpel.config.evaluation import Format
 from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation.formats import FORMATS
-from scalpel.evaluation.questions import open_set, prepare
+from scalpel.evaluation.question_set import open_set
+from scalpel.evaluation.questions import prepare
 
 ROWS = {
     "math": {"problem": "What is 1 + 1?", "answer": "2"},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scalpel.config.types import Commit, Fraction, Name, Positive, Recipe, Repository, Seed, Strict, Whole
+from scalpel.config.types import Commit, Fraction, Name, Positive, Recipe, Repository, Seed, Strict, Whole, later
 
 
 class ToySource(Strict):
@@ -39,15 +39,31 @@ Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="
 
 
 class FilterRecipe(Recipe):
-    """Which rows are trained on (paper section 3.1 and appendix A)."""
+    """Which rows are trained on, with which trace and which answer.
 
-    source: str = "cn_k12"  # the value wanted in column `source`
-    max_tokens: Positive = 4096  # of the rendered conversation: system prompt, question, trace, EOS
-    decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] = 13  # words; a shorter question is compared whole
-    verified_by: Literal["math_verify", "math_verify_or_llama"] = "math_verify"
+    Of the paper (section 3.1, appendix A): the source, the cap of 4096 tokens, and that rows were verified.
+    Completeness, duplicates, decontamination and unparsable answers are ours; each can be switched off.
+    """
+
+    source: str | None = "cn_k12"  # the value wanted in column `source`; None: any
+    max_tokens: Positive | None = 4096  # of the rendered conversation: system prompt, question, trace, EOS; None: any
+    # Words of a run that a question may not share with an evaluation question; a shorter question is compared whole.
+    decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] | None = 13  # None: no comparison
+    # Who must have found a generation right. The paper's text: math-verify and a Llama judge; its code: none.
+    verified_by: Literal["math_verify", "math_verify_or_llama", "math_verify_and_llama", "none"] = "math_verify"
     require_complete: bool = True  # is_reasoning_complete of the chosen trace
-    unparsable_answer: Literal["stop", "drop"] = "stop"  # a kept row whose answer math-verify cannot parse
+    unparsable_answer: Literal["stop", "drop", "keep"] = "stop"  # a row whose answer math-verify cannot parse
     max_prompt_tokens: Positive | None = None  # None: no cap of its own
+    duplicates: Literal["drop", "keep"] = later("drop", as_before="drop")
+    # first: the first generation that passes; messages: the assistant's turn of column `messages` (the authors').
+    trace: Literal["first", "messages"] = later("first", as_before="first")
+    # The column that completions are graded against. The authors' accuracy reward reads `solution`.
+    gold: Literal["answer", "solution"] = later("answer", as_before="answer")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns it reads beside those that every filter reads."""
+        return ("solution",) * (self.gold == "solution") + ("messages",) * (self.trace == "messages")
 
 
 class Dataset(Strict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from scalpel.config.data import HubDataset
 from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
@@ -77,6 +77,7 @@ class TaskRecipe(Recipe):
 
     questions: Name | None = unhashed(None)  # the set; None: the one of the task's own name
     group: Name | None = unhashed(None)  # None: a group of its own
+    at: Literal["all", "last"] = unhashed("all")  # which of the evaluated checkpoints
     shots: Annotated[int, Field(ge=0, le=100)] = 0
     samples: Annotated[int, Field(gt=0, le=4096)] = 1  # completions per question; the score is their mean (avg@n)
     max_new_tokens: Positive = 4096
@@ -94,11 +95,19 @@ class EvaluationRecipe(Recipe):
     seed: Whole = 42  # common to all runs and their seeds, so that scores stay paired
     inference: Literal["transformers", "vllm"] = "transformers"
 
+    @model_validator(mode="after")
+    def _whole_groups(self):
+        self.groups()
+        return self
+
     def groups(self) -> dict[str, EvaluationRecipe]:
         """Each group's share of the tasks, by the group's name, in the order of the tasks."""
         names: dict[str, dict[str, TaskRecipe]] = {}
         for name, task in self.tasks.items():
             names.setdefault(task.group or name, {})[name] = task
+        for group, tasks in names.items():
+            if len({task.at for task in tasks.values()}) > 1:
+                raise ValueError(f"tasks of group {group!r} must have one value of `at`")
         return {group: self.model_copy(update={"tasks": tasks}) for group, tasks in names.items()}
 
 

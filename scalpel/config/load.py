@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scalpel.config.scale import Scale, Setting
-from scalpel.config.study import Config, RunAxes, RunSpec, Study, StudyFile, UserConfig
-from scalpel.config.types import BASE, NAME
+from scalpel.config.study import Config, Overlay, RunAxes, RunSpec, Study, StudyFile, UserConfig
+from scalpel.config.types import BASE, NAME, TRACES
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 
@@ -28,7 +28,7 @@ def load(raw: dict, workflow: Path) -> Config:
     user = validated(UserConfig, raw, "config.yaml")
     scale_file = named_file(workflow / "scales", user.scale, "config.yaml: scale", "scale")
     where = f"{scale_file.name} with config.yaml's overrides"
-    scale_raw = merged(read_yaml(scale_file), user.overrides)
+    scale_raw = merged(_as_published(user, workflow, read_yaml(scale_file)), user.overrides)
     scale = validated(Scale, scale_raw, where)
     files = {}
     for study in user.studies:
@@ -72,6 +72,18 @@ def recorded_config(path: Path | str) -> Config:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _as_published(user: UserConfig, workflow: Path, scale: dict) -> dict:
+    """The scale with a file of workflow/as_published laid over it, where config.yaml names one."""
+    if user.as_published is None:
+        return scale
+    where = "config.yaml: as_published"
+    file = named_file(workflow / "as_published", user.as_published, where, "published variant")
+    overlay = validated(Overlay, read_yaml(file), file.name)
+    if overlay.scale != user.scale:
+        raise UserError(f"{where}: {user.as_published!r} says how scale {overlay.scale} is to be, not {user.scale}.")
+    return merged(scale, overlay.overrides)
 
 
 def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
@@ -120,6 +132,8 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
     where = f"{where}: run {run!r}"
     if run == BASE or run.startswith(f"{BASE}_"):
         raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
+    if run == TRACES:
+        raise UserError(f"{where}: {TRACES!r} means a dataset's own answers; call the run something else.")
     layers = [options, setting.runs.get(run, {}), user]
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     given = any(layer.get("given") for layer in layers)
@@ -172,6 +186,15 @@ def _check_names(config: Config, file: str) -> None:
     for study_name, study in config.studies.items():
         setting = study.setting
         known(setting.model, scale.models, f"model of study {study_name}", "model")
+        if setting.base_evaluated_as:
+            where = f"base_evaluated_as of study {study_name}"
+            known(setting.base_evaluated_as, scale.models, where, "model")
+            one, other = (
+                scale.models[name].model_dump(exclude={"chat_template"})
+                for name in (setting.model, setting.base_evaluated_as)
+            )
+            if one != other:
+                raise UserError(f"{file}: {where}: it must be {setting.model!r} but for its chat template.")
         known(setting.dataset, scale.datasets, f"dataset of study {study_name}", "dataset")
         for questions in setting.guard:
             known(questions, scale.questions, "guard", "question set")

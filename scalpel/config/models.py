@@ -93,7 +93,8 @@ class LocalCheckpoints(Strict):
     checkpoints: dict[Whole, Path] = {}  # optimizer step -> model directory
     seed: Seed = 0  # with which the run was made, if known
     questions_per_step: Positive | None = None  # if known: x axes of exhibits
-    tokens_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None  # trained on
+    written_per_step: Whole | None = None  # sampled in training
 
     @model_validator(mode="after")
     def _one_way(self):
@@ -110,7 +111,8 @@ class HubCheckpoints(Strict):
     checkpoints: Annotated[dict[Whole, str], Field(min_length=1)]
     seed: Seed = 0
     questions_per_step: Positive | None = None
-    tokens_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None  # trained on
+    written_per_step: Whole | None = None  # sampled in training
 
 
 Given = Annotated[LocalCheckpoints | HubCheckpoints, Field(discriminator="kind")]

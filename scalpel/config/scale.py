@@ -27,6 +27,7 @@ class Setting(Strict):
     """What a scale gives a study. `studies.<study>` of the scale is laid over these fields, key by key."""
 
     model: Name  # of `models`
+    base_evaluated_as: Name | None = None  # of `models`: the same weights with another chat template; None: `model`
     dataset: Name  # of `datasets`
     guard: tuple[Name, ...] = ()  # question sets that no training row may overlap with
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (42,)  # of every run that names none

@@ -20,6 +20,8 @@ class RunAxes(Strict):
     dataset: Name | None = None  # None: the study's
     start_from: Reference | None = None  # trains on from that run's last checkpoint
     data_from: Reference | Literal["base"] | None = None  # trains on that model's own verified answers
+    # Only questions that these sources answer, too: what makes runs on different answers comparable.
+    common_with: tuple[Reference | Literal["base", "traces"], ...] = ()
     layers_from: Reference | Literal["base"] | None = None  # that model's causal trace names the layers to freeze
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # None: the scale's
     evaluated: Positive | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
@@ -64,11 +66,19 @@ class Study(Strict):
     published: str | None
 
 
+class Overlay(Strict):
+    """A file of workflow/as_published: values of a paper's text, or of its code, where the two disagree."""
+
+    scale: Name  # the one it is laid over
+    overrides: dict[str, Any]
+
+
 class UserConfig(Strict):
     """config.yaml: what to run, and what to change about it."""
 
     scale: Name = "laptop"
     studies: Annotated[list[str], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
+    as_published: Name | None = None  # a file of workflow/as_published, laid over its scale before `overrides`
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
     runs: dict[
         Reference, dict[str, Any]

@@ -24,6 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_]*"
 BASE = "base"  # the word for a study's base model wherever runs are named; no run may be called so
+TRACES = "traces"  # the word for a dataset's own answers wherever sources of answers are named; no run either
 Name = Annotated[str, Field(pattern=rf"^{NAME}$", max_length=60)]  # of a run, study, model, dataset, question set, task
 Reference = Annotated[str, Field(pattern=rf"^({NAME}/)?{NAME}$")]  # a run of this study, or <study>/<run>
 

@@ -8,7 +8,6 @@ is the same file by file.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
 from scalpel.data.answers import Grader
 from scalpel.data.filter import KEPT_SCHEMA
+from scalpel.data.tables import write_csv
 from scalpel.errors import UserError
 from scalpel.inference import Engine, EngineSettings, open_engine
 from scalpel.inference.requests import Request
@@ -57,7 +57,7 @@ def generate(
     base: Path,
     recipe: GenerateRecipe,
     seed: int,
-    max_tokens: int,
+    max_tokens: int | None,
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
@@ -180,7 +180,7 @@ def _write(
     journal: Journal,
     tokenizer,
     recipe: GenerateRecipe,
-    max_tokens: int,
+    max_tokens: int | None,
     parameters: int,
     out: Path,
 ) -> None:  # fmt: skip
@@ -218,9 +218,9 @@ def _write(
         )
     table = [[reason, counts[reason], meaning] for reason, meaning in REASONS.items()]
     table += [["kept", counts["kept"], "trained on"], ["read", len(questions), "all questions of the data stage"]]
-    _write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
+    write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
     shares = [[n, n / recipe.samples, asked[n], kept_of[n]] for n in range(recipe.samples + 1)]
-    _write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
+    write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
     spent = {
         "read_tokens": read,  # each prompt once
         "written_tokens": written,
@@ -230,19 +230,12 @@ def _write(
     write_atomically(out / "spent.json", json.dumps(spent, indent=1) + "\n")
 
 
-def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int) -> dict | None:
+def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int | None) -> dict | None:
     """trace and tokens of the first answer that can be trained on."""
     for answer in answers:
         if answer["correct"] and answer["ended"]:
             text = render(tokenizer, question["problem"], answer["completion"])
             tokens = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
-            if tokens <= max_tokens:
+            if max_tokens is None or tokens <= max_tokens:
                 return {"trace": answer["completion"], "tokens": tokens}
     return None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(header)
-        table.writerows(rows)

@@ -13,6 +13,7 @@ from scalpel.errors import UserError
 
 COLUMNS = ("uuid", "problem", "answer", "source", "generations", "correctness_math_verify", "is_reasoning_complete")
 OPTIONAL = ("correctness_llama",)
+MORE = ("solution", "messages")  # read where a filter asks for them
 LISTS = ("generations", "correctness_math_verify", "is_reasoning_complete", "correctness_llama")
 BATCH_ROWS = 256
 
@@ -28,7 +29,7 @@ class Rows:
     total: int
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(row number over all files, row with keys COLUMNS + OPTIONAL); one value for a list is a list of one."""
+        """(row number over all files, row by column); one value for a list is a list of one."""
         number = 0
         for path in self.files:
             wanted = sorted(set(self.columns.values()) | ({self.boxed_answer_of} - {None}))
@@ -58,14 +59,22 @@ class Rows:
 
 
 def open_rows(
-    files: list[Path], columns: dict[str, str], constants: dict[str, Any], boxed_answer_of: str | None
+    files: list[Path],
+    columns: dict[str, str],
+    constants: dict[str, Any],
+    boxed_answer_of: str | None,
+    more: tuple[str, ...] = (),
 ) -> Rows:
-    """Check files and columns before anything is read; UserError names the file and the missing column."""
+    """Check files and columns before anything is read; UserError names the file and the missing column.
+
+    more: columns of MORE that are needed, too.
+    """
     if not files:
         raise UserError("the source holds no parquet file; check `source` in the config.")
     for name in (*columns, *constants):
-        if name not in COLUMNS + OPTIONAL:
-            raise UserError(f"source: {name!r} is not one of the columns read: {', '.join(COLUMNS + OPTIONAL)}.")
+        if name not in COLUMNS + OPTIONAL + MORE:
+            known = ", ".join(COLUMNS + OPTIONAL + MORE)
+            raise UserError(f"source: {name!r} is not one of the columns read: {known}.")
     total, mapping = 0, {}
     for path in files:
         try:
@@ -76,7 +85,7 @@ def open_rows(
             ) from None
         there = set(file.schema_arrow.names)
         mapping = {}
-        for name in COLUMNS + OPTIONAL:
+        for name in COLUMNS + OPTIONAL + more:
             column = columns.get(name, name)
             if name in constants or (name == "answer" and boxed_answer_of):
                 continue

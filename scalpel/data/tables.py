@@ -68,3 +68,11 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     nested = {name: json.dumps(value, ensure_ascii=False) for name, value in row.items() if objects(value)}
     plain = {name: value for name, value in row.items() if name not in nested}
     return plain | {f"{name}__json": text for name, text in nested.items()}
+
+
+def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
+    """A csv file with a header."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)

@@ -28,7 +28,7 @@ from packaging.specifiers import SpecifierSet
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.data.sources import last_boxed
 from scalpel.errors import UserError
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.question_set import QuestionSet
 
 # LightEval 0.13 pins latex2sympy2_extended 1.0.6 and refuses others at import; math-verify 0.9 needs 1.11,
 # with which LightEval's extraction gives the same results (tests/test_evaluation.py).

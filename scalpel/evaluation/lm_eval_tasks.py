@@ -25,7 +25,7 @@ from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation.grading import Bounded, bound_process_results
 from scalpel.evaluation.lm_eval_files import dump, evaluated_split, fewshot_split, parse
-from scalpel.evaluation.questions import EXAMPLES, QUESTIONS, QuestionSet
+from scalpel.evaluation.question_set import EXAMPLES, QUESTIONS, QuestionSet
 from scalpel.evaluation.quiet import quiet
 
 TASK = "task.json"

@@ -12,7 +12,7 @@ from scalpel.config.evaluation import TaskRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.lighteval_tasks import filled_in
 from scalpel.evaluation.lm_eval_engine import LMEvalEngine
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.question_set import QuestionSet
 
 
 class MMLUPro:

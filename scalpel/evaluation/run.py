@@ -16,7 +16,7 @@ from scalpel.artifact.files import write_atomically
 from scalpel.chat import load_tokenizer
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.errors import UserError
-from scalpel.evaluation.questions import LM_EVAL, QuestionSet, open_set
+from scalpel.evaluation.question_set import LM_EVAL, QuestionSet, open_set
 from scalpel.evaluation.quiet import quiet
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track

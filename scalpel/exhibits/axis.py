@@ -9,16 +9,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scalpel.artifact.checking import checked
 from scalpel.artifact.files import RECIPE, read_json
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
 from scalpel.exhibits.files import table
-
-if TYPE_CHECKING:
-    from scalpel.exhibits.results import Result
+from scalpel.exhibits.result import Result
 
 LABELS = {
     "steps": "optimizer step",

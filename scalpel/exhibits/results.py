@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scalpel.config.load import nearest
 from scalpel.errors import UserError
 from scalpel.exhibits import axis, files
+from scalpel.exhibits.result import Result
 from scalpel.exhibits.uncertainty import question_error
 
 if TYPE_CHECKING:
@@ -36,19 +37,6 @@ PROJECTIONS = {  # in the order of a layer, with the names people use
 }
 LOG = "log.parquet"  # of train and given results: one row per optimizer step
 WHOSE = ["run", "seed", "part", "shard", "reference"]  # columns that every frame begins with
-
-
-class Result(NamedTuple):
-    """One finished result: whose it is, and where it lies (scalpel/plan.py, Entry)."""
-
-    stage: str
-    run: str
-    seed: int
-    step: Path  # its directory
-    part: str = ""  # group of benchmarks, or measure of KL
-    shard: int = 1
-    reference: str = "base"  # what checkpoints are compared with
-    chain: tuple[Path, ...] = ()  # what was spent before the run itself, the first one first
 
 
 class Results:

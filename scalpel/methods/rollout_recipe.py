@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Fraction, Positive
+from scalpel.config.types import Fraction, Positive, later
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.errors import UserError
 from scalpel.methods.method import RowSizes, Work
@@ -27,6 +27,11 @@ class RolloutRecipe(MethodRecipe):
     max_completion_tokens: Positive = 1500
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.6
     top_p: Fraction = 1.0
+    top_k: Annotated[int, Field(gt=0, le=10**6)] | None = later(None, as_before=None)  # None: every token
+    # Given as a message of its own in front of every question; None: the template's. The authors' GRPO gave the
+    # template's text so, and their template then writes a line break that it leaves out without one.
+    system_message: str | None = later(None, as_before=None)
+    max_prompt_tokens: Positive | None = later(None, as_before=None)  # of a longer prompt the last ones; None: all
     inference: Literal["transformers", "vllm"] = "transformers"  # who writes the completions
     updates: Annotated[int, Field(gt=0, le=1000)] = 1
     iterations: Annotated[int, Field(gt=0, le=1000)] = 1

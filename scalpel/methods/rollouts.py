@@ -218,15 +218,18 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         return Rollout(row, position, sample, self.prompt(row), cut, len(cut) == len(ids), EXPERT, len(cut))
 
     def prompt(self, row: int) -> list[int]:
-        """Token ids of a question's prompt."""
+        """Token ids of a question's prompt, the last ones of one that is longer than the recipe allows."""
         if row not in self.prompts:
-            self.prompts[row] = token_ids(self.processing_class, self.rows[row]["problem"])
+            self.prompts[row] = self.rendered(self.rows[row]["problem"])[-(self.recipe.max_prompt_tokens or 0) :]
         return self.prompts[row]
 
     def trace(self, row: int) -> list[int]:
         """Token ids of a question's trace after its prompt, EOS included."""
         item = self.rows[row]
-        return token_ids(self.processing_class, item["problem"], item["trace"])[len(self.prompt(row)) :]
+        return self.rendered(item["problem"], item["trace"])[len(self.rendered(item["problem"])) :]
+
+    def rendered(self, question: str, response: str | None = None) -> list[int]:
+        return token_ids(self.processing_class, question, response, self.recipe.system_message)
 
     def room(self, prefix: list[int]) -> int:
         return self.recipe.max_completion_tokens - len(prefix)
@@ -430,10 +433,13 @@ def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
     return by_count(questions.ordered, recipe.questions_per_step, batches * recipe.updates)
 
 
-def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
+def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
     """UserError when the longest prompt and completion exceed the model's positions."""
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
+    if recipe.system_message is not None:  # at most so much is added
+        longest += len(tokenizer(recipe.system_message, add_special_tokens=False)["input_ids"])
+    longest = min(longest, recipe.max_prompt_tokens or longest)
     if room and longest + recipe.max_completion_tokens > room:
         raise UserError(
             f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
@@ -459,7 +465,7 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     tokenizer.padding_side = "left"
     model = load_model(run.start, training_dtype(recipe, settings))
     freeze(model, run.trainable)
-    check_room(model, questions.rows, steps, recipe)
+    check_room(model, tokenizer, questions.rows, steps, recipe)
     asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
     written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
     saving = Saving(run, saved_at, [asked, written])
