@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 CORES ?= 2
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# Programs are run as modules: the first line of a script in $(BIN) is this checkout's path, whatever stands in it.
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 # What lies in $(VENV): its kind, and a hash of the locks it was made from. Renewed when these change, whatever the clock says.
 STAMP := $(VENV)/.made_of
 KIND := $(or $(word 1,$(shell cat $(STAMP) 2>/dev/null)),laptop)
@@ -50,6 +51,7 @@ setup-laptop:
 	@# What a CUDA build of torch brings; nothing for a CPU build.
 	$(BIN)/python -m scripts.locked envs/gpu.lock --cuda-of-torch > $(VENV)/cuda.lock
 	@[ ! -s $(VENV)/cuda.lock ] || $(PIP) -r $(VENV)/cuda.lock
+	@$(BIN)/python -m scripts.quoted
 	@echo "laptop $(call HASH,laptop)" > $(STAMP)
 
 setup-gpu:
@@ -59,6 +61,7 @@ setup-gpu:
 	$(BIN)/python -m scripts.locked envs/gpu.lock setuptools > $(VENV)/first.lock
 	$(PIP) -r $(VENV)/first.lock
 	$(PIP) --no-build-isolation -r envs/gpu.lock
+	@$(BIN)/python -m scripts.quoted
 	@echo "gpu $(call HASH,gpu)" > $(STAMP)
 
 demo: setup
@@ -77,7 +80,7 @@ test-slurm: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/python -m snakefmt --check Snakefile workflow/rules
 
 show: setup
 	@[ "$(RUN)" ] || { echo "error: name a run: make show RUN=grpo SCALE=cluster" >&2; exit 2; }

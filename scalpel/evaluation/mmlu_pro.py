@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,15 +71,16 @@ class MMLUPro:
         return sorted(rows, key=lambda row: row["question"])
 
     def _yaml(self, original: Path, folder: Path) -> str:
+        quoted = {split: json.dumps(str((folder / f"{split}.parquet").resolve())) for split in ("test", "validation")}
         lines = [
-            f"include: {original}",
+            f"include: {json.dumps(str(original))}",
             f"task: {self.task}",
             f"num_fewshot: {self.recipe.shots}",
             "dataset_path: parquet",
             "dataset_kwargs:",
             "  data_files:",
-            f"    test: {(folder / 'test.parquet').resolve()}",
-            f"    validation: {(folder / 'validation.parquet').resolve()}",
+            f"    test: {quoted['test']}",
+            f"    validation: {quoted['validation']}",
         ]
         if self.recipe.formulation == "cloze":
             lines += [
