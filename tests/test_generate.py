@@ -17,10 +17,10 @@ from scalpel.artifact.identity import sha256_file
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
-from scalpel.data.answers import Grader
 from scalpel.data.filter import KEPT_SCHEMA
 from scalpel.data.generate import generate
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.inference.requests import Request
 

@@ -26,7 +26,6 @@ from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.likelihood import BLANK, micro_batches
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.rewards import well_formed
 from scalpel.methods.rollouts import schedule as rollout_schedule
 from scalpel.methods.schedule import by_count, by_tokens, checkpoint_steps, read_questions
 from scalpel.methods.sft import SFTRecipe
@@ -504,11 +503,6 @@ def test_a_checkpoint_is_on_the_disk_before_the_state_that_names_it(tiny_base, t
     monkeypatch.setattr(os, "replace", checked)
     train(SFT.model_copy(update={"epochs": 1, "checkpoints": 2}), tiny_base, tiny_data, out)
     assert len(list((out / "checkpoints").iterdir())) == 2 and unsynced == []
-
-
-def test_format_reward_wants_the_whole_completion():
-    good = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
-    assert well_formed([good, good + " and more", "x" + good, good.replace("\n<answer>", " <answer>")]) == [1, 0, 0, 0]
 
 
 def test_prompt_is_the_rendered_conversation(tiny_base):

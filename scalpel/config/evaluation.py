@@ -110,6 +110,9 @@ class EvaluationRecipe(Recipe):
     top_p: Fraction = 0.95
     seed: Whole = 42  # common to all runs and their seeds, so that scores stay paired
     inference: Literal["transformers", "vllm"] = "transformers"
+    answer_rule: Literal["strict", "authors"] = later(
+        "strict", as_before="strict"
+    )  # of maths: scalpel/grading/judge.py
 
     @model_validator(mode="after")
     def _whole_groups(self):

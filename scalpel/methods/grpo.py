@@ -31,7 +31,7 @@ class GRPORecipe(RolloutRecipe):
 class GRPO(Method):
     name = "grpo"
     Recipe = GRPORecipe
-    version = 2  # 2: completions are written by scalpel/inference instead of transformers' generate
+    version = 3  # 2: completions are written by scalpel/inference; 3: rewards by scalpel/grading
     samples = True
     trainer = "scalpel.methods.grpo_trainer"
     work = staticmethod(rollout_work)

@@ -39,6 +39,7 @@ class RolloutRecipe(MethodRecipe):
     mask_truncated_completions: bool = True
     disable_dropout: bool = True
     accuracy_weight: float = 1.0
+    answer_rule: Literal["strict", "authors"] = later("strict", as_before="strict")  # scalpel/grading/judge.py
     format_weight: float = 0.2  # the paper's text: 0.2 in section 3.1, 0.1 in appendix B.2; the code 0.2
 
 

@@ -31,8 +31,8 @@ from trl.trainer.utils import pad
 
 from scalpel.artifact.files import STATE
 from scalpel.chat import load_tokenizer, opening, token_ids
-from scalpel.data.answers import Grader
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference.remote import Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.transformers_engine import TransformersEngine
@@ -231,14 +231,23 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         mine = self.ranks.share(rollouts)
         texts = self.texts(mine)
         right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
-        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(texts), strict=True)))
+        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(self.grader, texts), strict=True)))
         for rollout, (accuracy, form) in zip(rollouts, scores, strict=True):
             rollout.rewards = {"accuracy": accuracy, "format": form}
 
     def texts(self, rollouts: list[Rollout]) -> list[str]:
         """What is graded: the completion, with the tag that the template itself opens the turn with."""
-        decoded = self.processing_class.batch_decode([r.ids for r in rollouts], skip_special_tokens=True)
+        decoded = self.processing_class.batch_decode([self.said(r) for r in rollouts], skip_special_tokens=False)
         return [self.opening + text for text in decoded]
+
+    def said(self, rollout: Rollout) -> list[int]:
+        """A rollout's token ids up to the one that ended it. Special tokens within stay, so that they are seen."""
+        if not rollout.ended:
+            return rollout.ids
+        end = self.processing_class.eos_token_id
+        if rollout.origin == EXPERT and end in rollout.ids:  # some templates write a line break after it
+            return rollout.ids[: len(rollout.ids) - 1 - rollout.ids[::-1].index(end)]
+        return rollout.ids[:-1]
 
     def total_rewards(self, groups: list[list[Rollout]]) -> list[torch.Tensor]:
         """Weighted sums of each group's rewards, float32; NaN where none of them could be given."""
@@ -479,7 +488,7 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
     written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
     saving = Saving(run, saved_at, [asked, written])
-    with Grader() as grader:
+    with Grader(recipe.answer_rule) as grader:
         made = trainer(run, questions, steps, model, tokenizer, grader, (asked, written), saving, config)
         log = carry_out(made, saving, run, columns)
     if log is not None:
