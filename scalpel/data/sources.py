@@ -14,6 +14,7 @@ from scalpel.grading.text import last_boxed
 
 COLUMNS = ("uuid", "problem", "answer", "source", "generations", "correctness_math_verify", "is_reasoning_complete")
 OPTIONAL = ("correctness_llama",)
+NUMBERED = ("uuid", "answer")  # texts for which a file may hold numbers
 MORE = ("solution", "messages")  # read where a filter asks for them
 LISTS = ("generations", "correctness_math_verify", "is_reasoning_complete", "correctness_llama")
 TRUTHS = LISTS[1:]  # of true or false
@@ -52,6 +53,9 @@ class Rows:
         if self.boxed_answer_of:
             row["answer"] = last_boxed(raw[self.boxed_answer_of] or "")
         row.setdefault("uuid", f"row-{number}")
+        for name in NUMBERED:
+            if row[name] is not None:
+                row[name] = str(row[name])
         for name in LISTS:
             if name in row and not isinstance(row[name], (list, type(None))):
                 row[name] = [row[name]]
@@ -80,6 +84,8 @@ def _fits(name: str, kind: pa.DataType) -> bool:
         return True
     if name in TRUTHS:
         return pa.types.is_boolean(kind)
+    if name in NUMBERED and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return True
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
 
 

@@ -28,9 +28,26 @@ def read_rows(path: Path, nested: bool = False) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             return _rows_of(pq.read_table(path), path)
         rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read (truncated or corrupt: {error}); replace it.") from None
     return rows if nested else [_flat(row) for row in rows]
+
+
+def first_row(path: Path) -> list[dict[str, Any]]:
+    """The first row of a file in a list, as `read_rows` gives it; empty when the file holds none."""
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            batches = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).iter_batches(batch_size=1)
+            return next((batch.to_pylist() for batch in batches), [])
+        if path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                line = next((line for line in file if line.strip()), "null")
+            row = json.loads(line)
+            return [_flat(row)] if isinstance(row, dict) else read_rows(path)[:1]
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError):
+        pass  # reading it whole says what is wrong, and in which line
+    return read_rows(path)[:1]
 
 
 def _rows_of(table: pa.Table, path: Path) -> list[dict[str, Any]]:

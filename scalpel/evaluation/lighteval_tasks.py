@@ -77,11 +77,9 @@ def build(tasks: dict[str, tuple[TaskRecipe, QuestionSet]], rule: str = "strict"
         for config, splits in BUILDERS[questions.format](name, recipe, questions, rule):
             config.num_fewshots = recipe.shots
             config.full_name = f"{config.name}|{recipe.shots}"
-            if recipe.one_turn:
-                raise UserError(f"evaluation.tasks.{name}: `one_turn` is for mmlu_pro; leave it out.")
             config.prompt_function = prompted(config.prompt_function, recipe.prompt, name)
             task = LocalTask(config, splits)
-            if recipe.prompt is not None:  # said here rather than in the midst of a run
+            if recipe.prompt is not None:  # {instruction} is not every harness's; said before anything is asked
                 config.prompt_function(splits[config.evaluation_splits[0]][0], config.full_name)
             built[config.full_name] = task
     return built
@@ -189,14 +187,8 @@ def _config(name: str, recipe: TaskRecipe, function: Callable, metric, **more) -
     )
 
 
-def _splits(name: str, recipe: TaskRecipe, questions: QuestionSet) -> Splits:
-    examples = questions.examples() if recipe.shots else []
-    if len(examples) < recipe.shots:
-        raise UserError(
-            f"evaluation.tasks.{name}: {recipe.shots} shots need as many examples, its question set has "
-            f"{len(examples)}; give it `examples`, or lower `shots`."
-        )
-    return {"test": questions.rows(recipe.limit), "train": examples}
+def _splits(recipe: TaskRecipe, questions: QuestionSet) -> Splits:
+    return {"test": questions.rows(recipe.limit), "train": questions.examples() if recipe.shots else []}
 
 
 def _generative(function: Callable, metric: Callable[[int, str], Any], shots: str = "sequential", **more):
@@ -205,27 +197,20 @@ def _generative(function: Callable, metric: Callable[[int, str], Any], shots: st
     def builder(
         name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str
     ) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
-        if recipe.formulation != "letters":
-            raise UserError(
-                f"evaluation.tasks.{name}: `formulation` is for multiple choice; its question set has the format "
-                f"{questions.format}."
-            )
         config = _config(
             name, recipe, function(), metric(recipe.samples, rule), generation_size=recipe.max_new_tokens,
             few_shots_select=shots, **more,
         )  # fmt: skip
-        yield config, _splits(name, recipe, questions)
+        yield config, _splits(recipe, questions)
 
     return builder
 
 
 def _multiple_choice(name: str, recipe: TaskRecipe, questions: QuestionSet, letters: Callable):
     """(config, splits) of a task whose choices are scored."""
-    if recipe.samples != 1:
-        raise UserError(f"evaluation.tasks.{name}: `samples` is for what is answered in words; leave it out.")
     function = cloze_prompt if recipe.formulation == "cloze" else letters
     config = _config(name, recipe, function, Metrics.loglikelihood_acc, few_shots_select="sequential")
-    return config, _splits(name, recipe, questions)
+    return config, _splits(recipe, questions)
 
 
 def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
@@ -252,8 +237,6 @@ def _ifeval(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
     instructions()
     from lighteval.tasks.tasks.ifeval.main import ifeval_metrics, ifeval_prompt
 
-    if recipe.samples != 1:
-        raise UserError(f"evaluation.tasks.{name}: IFEval judges one completion a question; leave `samples` out.")
     for config, splits in _generative(lambda: ifeval_prompt, lambda *_: ifeval_metrics)(name, recipe, questions, rule):
         yield (
             config,

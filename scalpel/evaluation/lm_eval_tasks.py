@@ -133,12 +133,6 @@ class LMEvalTask:
 
     def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model, folder: Path):
         """model: an LMEvalEngine. folder: temporary files of the harness."""
-        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None), ("one_turn", False)):
-            if getattr(recipe, field) != default:
-                raise UserError(
-                    f"evaluation.tasks.{name}: `{field}` is the YAML's to say, since its question set is a task of "
-                    "lm-eval; leave it out."
-                )
         folder = folder / f"lm_eval_{name}"
         folder.mkdir()
         self.name, self.recipe, self.model = name, recipe, model

@@ -13,7 +13,6 @@ from scalpel.chat import holds
 from scalpel.errors import UserError
 
 QUESTIONS, EXAMPLES, TEXT, NOTES = "questions.parquet", "examples.parquet", "text.parquet", "notes.json"
-LM_EVAL = "lm_eval"
 
 
 @dataclass(frozen=True)

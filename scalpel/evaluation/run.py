@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from scalpel.artifact.files import write_atomically
 from scalpel.chat import control_text, load_tokenizer
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
-from scalpel.errors import UserError
-from scalpel.evaluation.question_set import LM_EVAL, QuestionSet, open_set
+from scalpel.evaluation.question_set import QuestionSet, open_set
 from scalpel.evaluation.quiet import quiet
+from scalpel.evaluation.tasks import LM_EVAL, check_task
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
 
@@ -63,8 +63,7 @@ def evaluate_checkpoints(
     notes: dict[str, dict] = {}
     opened = {name: open_set(sets[name]) for name in recipe.tasks}
     for name, questions in opened.items():
-        if questions.format == "facts":
-            raise UserError(f"evaluation.tasks.{name}: its question set is of facts, which only causal tracing reads.")
+        check_task(name, recipe.tasks[name], questions.format, len(questions.examples()))
     tokenizer = load_tokenizer(models[0][1])
     opened = {name: replace(questions, control=control_text(tokenizer)) for name, questions in opened.items()}
     left_out = {name: count for name in opened if (count := opened[name].left_out(recipe.tasks[name].limit))}

@@ -51,7 +51,7 @@ from scalpel.methods.loop import (
     write_log,
 )
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import RolloutRecipe, micro_batch_size, rollout_accumulation
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_rollouts, micro_batch_size, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
@@ -475,13 +475,7 @@ def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], 
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
     """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
     recipe, settings = run.recipe, run.settings
-    if settings.engine == "fsdp" and not settings.server:
-        raise UserError(
-            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
-            "or use zero2."
-        )
-    if recipe.inference == "vllm" and not settings.server:
-        raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+    check_rollouts(recipe, settings)
     make_deterministic(run.seed, settings.threads)
     questions = read_questions(run.kept, run.order)
     steps = schedule(recipe, questions)
