@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel import progress
-from scalpel.artifact.files import STATE, write_atomically
+from scalpel.artifact.files import STATE, to_disk, write_atomically
 from scalpel.base_model import edit_config
 from scalpel.chat import SYSTEM_PROMPT, check_template, render
 from scalpel.config.models import ToyModelRecipe
 from scalpel.errors import UserError
-from scalpel.methods.state import COMPLETE, file_digest, to_disk
+from scalpel.methods.state import COMPLETE, file_digest
 
 SAVE_SECONDS = 20.0  # between two states
 END, PAD = "<|endoftext|>", "<|pad|>"
