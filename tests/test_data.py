@@ -365,9 +365,7 @@ def test_special_tokens_of_a_real_tokenizer_are_known(shared_data, tiny_base):
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        ("answer", pa.array([5]), "column 'answer' holds values of type int64; it needs text"),
-        ("answer", pa.array([5.0]), "type double; it needs text"),
-        ("uuid", pa.array([7]), "column 'uuid' holds values of type int64; it needs text"),
+        ("answer", pa.array([True]), "column 'answer' holds values of type bool; it needs text"),
         ("problem", pa.array([7]), "column 'problem' holds"),
         (
             "generations",
@@ -386,6 +384,21 @@ def test_values_of_another_type_are_refused(column, values, words, tiny_base, tm
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(UserError, match=f"rows.parquet, row 0 and all others: .*{words}"):
         open_rows([tmp_path / "rows.parquet"], {}, {}, None)
+
+
+@pytest.mark.parametrize("values", [pa.array([5]), pa.array([5.0])])
+def test_numbers_may_stand_for_answers(values, tiny_base, tmp_path):
+    table = pa.Table.from_pylist([row(uuid=7)])
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("answer"), "answer", values), tmp_path / "rows.parquet"
+    )
+    pq.write_table(pa.table({"question": ["unlike"]}), tmp_path / "questions.parquet")
+    opened = open_rows([tmp_path / "rows.parquet"], {}, {}, None)
+    filter_rows(opened, RECIPE, tiny_base, [tmp_path / "questions.parquet"], tmp_path)
+    (kept,) = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    with Grader() as grader:
+        assert grader.grade_many([(kept["answer"], "<answer>\n5\n</answer>")]) == [True]
+    assert kept["uuid"] == "7"
 
 
 def test_constants_are_of_the_columns_type(tmp_path):

@@ -480,6 +480,9 @@ def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
     )
     assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(19, 26))
     assert recipes["sft_qk_only"].trainable.also_lm_head
+    assert recipes["grpo"].answer_rule == "authors"
+    evaluations = [step.recipe for step in made.steps.values() if step.stage == "evaluate"]
+    assert all(recipe["answer_rule"] == "authors" for recipe in evaluations)
     (base,) = {
         e.step.inputs["base"].digest
         for e in made.entries["scalpel_vs_hammer"]

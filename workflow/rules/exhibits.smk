@@ -22,13 +22,13 @@ rule figure:
         lambda w: drawn(w, current=False),
     output:
         multiext("results/figures/{study}/{exhibit}", ".pdf", ".png", ".svg", ".csv", ".json"),
-    params:
-        recipe=recipe,
     log:
         "results/logs/figures/{study}/{exhibit}.log",
     wildcard_constraints:
         exhibit="|".join(plan.names("figures")),
     localrule: True
+    params:
+        recipe=recipe,
     shell:
         command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
@@ -39,13 +39,13 @@ rule table:
         lambda w: drawn(w, current=False),
     output:
         multiext("results/tables/{study}/{exhibit}", ".csv", ".json"),
-    params:
-        recipe=recipe,
     log:
         "results/logs/tables/{study}/{exhibit}.log",
     wildcard_constraints:
         exhibit="|".join(plan.names("tables")),
     localrule: True
+    params:
+        recipe=recipe,
     shell:
         command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
@@ -56,10 +56,10 @@ rule report:
         lambda w: drawn(w, current=False),
     output:
         multiext("results/report/{study}/index", ".html", ".json"),
-    params:
-        recipe=recipe,
     log:
         "results/logs/report/{study}.log",
     localrule: True
+    params:
+        recipe=recipe,
     shell:
         command("report", "{params.recipe:q}", "{wildcards.study}")
