@@ -38,6 +38,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(2, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints
     "kl": Stage(1, cost="kl"),
     "weight_change": Stage(1),
+    "structure": Stage(1, cost="structure"),  # sparsity, rank and spectrum of updates
 }
 EXHIBIT, REPORT = "exhibit", "report"  # no results with digests in their names; their versions:
 SHOWN = {EXHIBIT: 1, REPORT: 1}

@@ -109,6 +109,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
+    if stage == "structure":
+        return {"structure.parquet": _structure(run, seed, recipe, rng)}
     if stage == "weight_change":
         return {"weight_change.parquet": _weight_change(run, rng)}
     return {"drops.csv": DROPS} if stage == "data" else {}
@@ -187,3 +189,26 @@ def _weight_change(run: str, rng) -> pd.DataFrame:
                 size *= (1.2 if p < 2 else 1.0) * rng.uniform(0.95, 1.05)
                 rows.append((step, layer, projection, size * 10, 10.0, size))
     return pd.DataFrame(rows, columns=["step", "layer", "projection", "change_norm", "base_norm", "relative"])
+
+
+def _structure(run: str, seed: int, recipe: dict, rng) -> pd.DataFrame:
+    """Four layers; a seed other than 42 is compared with the first."""
+    rows = []
+    steps = checkpoint_steps(run)
+    for step in (steps[index - 1] for index in recipe["checkpoints"]):
+        share = step / steps[-1]
+        for layer in range(4):
+            for projection in PROJECTIONS:
+                moved = (0.3 if run == "grpo" else 0.9) * share * rng.uniform(0.9, 1.0)
+                row = {"step": step, "layer": layer, "projection": projection, "entries": 4096, "full_rank": 64}
+                row |= {"unchanged": 0.01, "unchanged_bf16": 1 - moved, "stable_rank": 5 + rng.random()}
+                row |= {"energy_rank": 50, "spectral_drift": 0.02 * moved, "angle_left": 9 * moved}
+                row["angle_right"] = 8 * moved
+                both = None if seed == 42 else moved**2 * 1.3
+                other = None if seed == 42 else moved
+                for suffix in ("", "_bf16"):
+                    row |= {f"changed{suffix}": other, f"other_changed{suffix}": other, f"both_changed{suffix}": both}
+                rows.append(row)
+    frame = pd.DataFrame(rows)
+    shares = [name for name in frame if "changed" in name and not name.startswith("un")]
+    return frame.astype(dict.fromkeys(shares, float))

@@ -26,7 +26,7 @@ from tests import synthetic
 from tests.synthetic import STUDY, checkpoint_steps
 
 SEEDS = (1, 2, 3)
-FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
+FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "norms_course", "freezing")
 TABLES = ("scores", "kl_final", "norms")
 
 

@@ -11,6 +11,8 @@ import yaml
 from scalpel import published
 from scalpel.config.training import PROJECTIONS
 from scalpel.errors import UserError
+from tests import synthetic
+from tests.test_exhibits import draw, table
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflow" / "published"
 FILE = FOLDER / "scalpel_vs_hammer.yaml"
@@ -83,3 +85,55 @@ def test_a_damaged_table_is_named(tmp_path, text, sentence):
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"trajectories": {"kl": "kl.csv"}}))
     with pytest.raises(UserError, match="give `models"):
         published.read(tmp_path / "p.yaml")
+
+
+# ---------------------------------------------------------------- beside ours
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    root = tmp_path_factory.mktemp("beside")
+    plan = synthetic.plan_of(root)
+    synthetic.finish_all(plan, root)
+    return plan, root
+
+
+@pytest.mark.parametrize("name", ["kl", "norms_course", "norms_sft"])
+def test_every_published_checkpoint_stands_beside_ours(beside, name):
+    frame = table(beside, name)
+    theirs = frame[frame["source"] == "published"]
+    runs = {"norms_sft": ["sft_3ep"]}.get(name, ["grpo", "sft_3ep", "sft_lr_1e-6"])
+    assert list(theirs["run"].unique()) == runs
+    numbers = published.read(FILE)
+    for run in runs:
+        rows = theirs[theirs["run"] == run]
+        if name == "kl":
+            assert rows["x"].tolist() == numbers["kl"][run]["steps"]
+            assert rows["kl"].tolist() == numbers["kl"][run]["values"]
+            continue
+        course = numbers["weight_change_trajectories"][run]
+        assert sorted(set(rows["step"])) == course["steps"]
+        found = rows.groupby("step")["relative"].mean()
+        each = np.array([course[projection] for projection in PROJECTIONS])  # projection, step, layer
+        np.testing.assert_allclose(found, each.mean(axis=(0, 2)), rtol=1e-12)
+    if name == "norms_sft":
+        one = theirs.query("step == 462 and layer == 31 and projection == 'q_proj'")["relative"]
+        assert one.item() == numbers["weight_change_trajectories"]["sft_3ep"]["q_proj"][-1][31]
+    figure = draw(beside, name)
+    titles = [axes.get_title() for axes in figure.axes] + [part.get_suptitle() for part in figure.subfigs]
+    assert any("published" in title for title in titles)
+    if name != "norms_sft":
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert "SFT, GRPO's rate (authors)" in legend
+
+
+def test_published_courses_can_stand_over_questions_and_under_our_names(beside):
+    options = {"published_as": {"sft_matched": "sft_lr_1e-6"}, "also_published": {}, "x": "questions"}
+    frame = table(beside, "kl", **options)
+    theirs = frame[(frame["source"] == "published") & (frame["run"] == "sft_matched")]
+    assert theirs["x"].tolist() == [448 * step for step in published.read(FILE)["kl"]["sft_lr_1e-6"]["steps"]]
+    grpo = frame[(frame["source"] == "published") & (frame["run"] == "grpo")]
+    assert grpo["x"].tolist() == [16 * step for step in grpo["step"]]
+    assert set(table(beside, "kl", x="tokens")["source"]) == {"ours"}, "nobody published how many tokens"
+    with pytest.raises(UserError, match="no published run is named 'sft_lr'; did you mean"):
+        table(beside, "kl", also_published={"sft_lr": "SFT"})

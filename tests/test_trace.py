@@ -331,7 +331,7 @@ class Results:
 
 
 class Style:
-    def new_figure(self, width, height, title):
+    def figure(self, width, height, title):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height), layout="constrained")

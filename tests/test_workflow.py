@@ -14,7 +14,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_frozen_mlp", "sft_qk_only")
-FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "frontier", "kl", "norms_grpo", "norms_sft", "freezing")
+FIGURES = (
+    "grpo_rewards",
+    "sft_loss",
+    "benchmarks",
+    "frontier",
+    "kl",
+    "norms_grpo",
+    "norms_sft",
+    "norms_course",
+    "freezing",
+)
 TABLES = ("scores", "kl_final", "norms")
 
 

@@ -1,4 +1,4 @@
-"""What is measured on checkpoints beside benchmarks: KL divergence, and causal tracing of facts."""
+"""What is measured on checkpoints beside benchmarks: KL divergence, causal tracing, and the structure of updates."""
 
 from __future__ import annotations
 
@@ -37,3 +37,10 @@ class TraceRecipe(Recipe):
 class TraceSettings(Strict):
     batch_size: AtOnce = 256  # sequences of one forward pass
     threads: Few = 1
+
+
+class StructureRecipe(Recipe):
+    """Sparsity, rank and spectrum of updates, matrix by matrix, at the checkpoints that are evaluated."""
+
+    energy: Annotated[float, Field(gt=0, lt=1)] = 0.99  # share of ||W - W_base||_F^2 that the rank at an energy holds
+    top: Few = 16  # leading singular directions whose turning is measured; the matrix's smaller side at most

@@ -39,7 +39,7 @@ def load(raw: dict, workflow: Path) -> Config:
     ours = {study: _runs_of_user(study, files, paths, user) for study in files}
     studies = {}
     for name, file in files.items():
-        setting = _setting(file.lineage, scale, scale_raw, where)
+        setting = _setting(name, file, scale, scale_raw, where)
         named = {run: [file.runs.get(run, {}), setting.runs.get(run, {}), ours[name].get(run, {})]
                  for run in [*file.runs, *ours[name]]}  # fmt: skip
         runs = _runs(named, setting, f"{name}.yaml")
@@ -132,19 +132,24 @@ def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -
     if parent in (*above, name):
         raise UserError(f"{path.name}: extends: {file.extends!r} extends this study itself.")
     below = _study(workflow, parent, there, (*above, name))
-    parts = {part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks")}
+    parts = {
+        part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks", "setting")
+    }
     whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published")}
     file = validated(StudyFile, whole, path.name)
     return file.model_copy(update={"lineage": (*below.lineage, name)})
 
 
-def _setting(lineage: tuple[str, ...], scale: Scale, raw: dict, where: str) -> Setting:
-    """What the scale gives a study: its own fields, with `studies.<study>` of each study of the lineage laid over."""
-    whole = {name: raw[name] for name in Setting.model_fields if name in raw}
-    for study in lineage:
+def _setting(name: str, file: StudyFile, scale: Scale, raw: dict, where: str) -> Setting:
+    """What a scale gives a study: its own fields, then the study's `setting`, then its `studies` of the lineage."""
+    whole = {field: raw[field] for field in Setting.model_fields if field in raw}
+    if file.setting:
+        whole = merged(whole, file.setting)
+        validated(Setting, whole, f"{name}.yaml: setting, laid over {where}")
+    for study in file.lineage:
         own = scale.studies.get(study, {})
         whole = merged(whole, own)
-        where = f"{where}: studies.{study}" if own and study == lineage[-1] else where
+        where = f"{where}: studies.{study}" if own and study == name else where
     return validated(Setting, whole, where)
 
 

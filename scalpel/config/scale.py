@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from scalpel.config.analysis import KLRecipe, KLSettings, TraceRecipe, TraceSettings
+from scalpel.config.analysis import KLRecipe, KLSettings, StructureRecipe, TraceRecipe, TraceSettings
 from scalpel.config.data import Dataset, GenerateRecipe
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings, QuestionSet
 from scalpel.config.models import Model, ToyWorldRecipe
@@ -39,6 +39,7 @@ class Setting(Strict):
     kl: dict[Name, KLRecipe] = {}  # measures of KL by name; the first is the one shown where one is
     generate: GenerateRecipe = GenerateRecipe()
     trace: TraceRecipe = TraceRecipe()
+    structure: StructureRecipe | None = None  # None: the updates' sparsity, rank and spectrum are not measured
 
 
 class Scale(Setting):

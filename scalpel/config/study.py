@@ -56,6 +56,7 @@ class StudyFile(Strict):
     runs: dict[Name, dict[str, Any]] = {}
     exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
     looks: dict[Name, Look] = {}  # of runs, and of `base`
+    setting: dict[str, Any] = {}  # laid over what the scale gives every study, below what it gives this one
     claims: Name | None = None  # a module of scalpel/claims
     published: NameOrPath | None = None  # a file of workflow/published, or the path of another
     lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own

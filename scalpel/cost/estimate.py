@@ -33,6 +33,8 @@ from scalpel.stages import STAGES
 
 PEAK = 989e12  # FLOP/s, dense bfloat16, H100 SXM (NVIDIA's data sheet)
 PEAK_FLOAT32 = 67e12  # FLOP/s, float32 without TF32, H100 SXM; KL and tracing compute in float32
+PEAK_FLOAT64 = 67e12  # FLOP/s, float64 on tensor cores, H100 SXM; the structure of updates is computed in it
+DECOMPOSING = 0.01  # share of it that an eigendecomposition reaches: assumed
 BUSY = 0.40  # share of the peak that training and reading prompts reach: assumed
 WRITING = 0.10  # share of the peak that writing token by token reaches, by vLLM and full batches: assumed
 
@@ -404,6 +406,21 @@ def _trace(known: Known, step: Step) -> Spent:
     return Spent(hours, product(facts, FACT_TOKENS, shape.layers, 3, 8))
 
 
+def _structure(known: Known, step: Step) -> Spent:
+    """Two products of a matrix with itself, of the weights and of the update, and two eigendecompositions of what comes
+    out: 4 n^3 / 3 operations without vectors, 9 n^3 with them (Golub and Van Loan), n the smaller side."""
+    models, parameters, side = (
+        len(step.recipe["checkpoints"]) + 1,
+        known.shape(step).parameters,
+        known.shape(step).hidden,
+    )
+    products = product(models, 4, parameters, side)
+    decomposed = product(models, parameters, 11, side)  # 11 n^3, of n^2 parameters at least
+    seconds = products / product(PEAK_FLOAT64, BUSY) + decomposed / product(PEAK_FLOAT64, DECOMPOSING)
+    matrices = product(known.shape(step).layers, 7)
+    return Spent(seconds / 3600, product(models, matrices, 17, 8))  # columns of 8 bytes
+
+
 def _audit(known: Known, step: Step) -> Spent:
     """Seconds on a tiny model; what is held is the time of a start."""
     return Spent(Amount.of(0.02), Amount.of(1e3))
@@ -411,6 +428,7 @@ def _audit(known: Known, step: Step) -> Spent:
 
 COSTS: dict[str, Callable[[Known, Step], Spent]] = {
     "audit": _audit, "train": _train, "evaluate": _evaluate, "generate": _generate, "kl": _kl, "trace": _trace,
+    "structure": _structure,
 }  # fmt: skip
 
 

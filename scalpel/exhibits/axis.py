@@ -25,7 +25,14 @@ LABELS = {
 }
 LOGGED = {"questions": ("questions",), "tokens": ("tokens", "written"), "flops": ("flops",)}  # columns of log.parquet
 SPENT = {"questions": (), "tokens": ("read_tokens", "written_tokens"), "flops": ("flops",)}  # keys of spent.json
-PLACED = ("train", "given", "evaluate", "kl", "weight_change")  # stages whose results are about a run's own checkpoints
+PLACED = (
+    "train",
+    "given",
+    "evaluate",
+    "kl",
+    "weight_change",
+    "structure",
+)  # stages whose results are about a run's own checkpoints
 Place = Callable[[str, int, int], float]
 
 

@@ -31,7 +31,7 @@ def draw(frame, options, style):
     traces = list(frame.groupby(["run", "seed"], sort=False))
     runs = [run for (run, _), _ in traces]
     positions = [position for position in POSITIONS if position in set(frame["position"])]
-    figure = style.new_figure(9.5, 0.9 + 2.1 * len(traces), "Average indirect effect of restored states")
+    figure = style.figure(9.5, 0.9 + 2.1 * len(traces), "Average indirect effect of restored states")
     panels = figure.subplots(len(traces), len(KINDS), squeeze=False, sharey=True)
     for row, ((run, seed), trace) in enumerate(traces):
         for axes, kind in zip(panels[row], KINDS, strict=True):

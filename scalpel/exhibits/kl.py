@@ -1,35 +1,55 @@
-"""KL divergence of every checkpoint from the base model, or from the model a run started from."""
+"""KL divergence of checkpoints from the base model, or from the model a run started from; published ones beside."""
 
-from scalpel.exhibits.options import ComparedOptions
+from scalpel.exhibits.options import BesideOptions
 
 READS = ("kl",)
+PUBLISHED = ("kl", "questions_per_step")
 MODEL = {"base": "base model", "start": "model started from"}
 DASHED = (0, (3, 1.5))
 
 
-Options = ComparedOptions
+Options = BesideOptions
 
 
 def table(results, options):
-    """Columns run, seed, measure, step, x, kl, kl_solution (nats, means over questions), their *_stderr, questions."""
+    """Columns run, seed, measure, step, x, kl, kl_solution (nats, means over questions), their *_stderr, questions and
+    source: ours or published. Published values are those of the first measure, over all positions, without errors."""
+    import pandas as pd
+
+    from scalpel.exhibits.beside import OURS, PUBLISHED, courses
+
     found = results.compared(options.reference)
-    frame = found.placed(found.kl(), options.x).rename(columns={"part": "measure"})
+    frame = found.placed(found.kl(), options.x).rename(columns={"part": "measure"}).assign(source=OURS)
     values = ["kl", "kl_stderr", "kl_solution", "kl_solution_stderr", "questions"]
-    return frame[["run", "seed", "measure", "step", "x", *values]]
+    rows = [
+        {"run": run, "seed": 0, "measure": frame["measure"].iloc[0], "step": step, "x": x, "kl": value,
+         "source": PUBLISHED}
+        for run, (course, places) in courses(results, "kl", options).items()
+        for step, x, value in zip(course["steps"], places, course["values"], strict=True)
+    ]  # fmt: skip
+    columns = ["run", "seed", "measure", "step", "x", *values, "source"]
+    return pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)]) if rows else frame[columns]
 
 
 def draw(frame, options, style):
-    """A panel per measure; all positions solid with bands of one standard error, the solution's alone dashed."""
+    """A panel per measure, all positions solid with bands of one standard error, the solution's alone dashed; and one
+    of what is published."""
     from matplotlib.lines import Line2D
 
-    measures = list(dict.fromkeys(frame["measure"]))
-    figure = style.figure(2.2 + 4.8 * len(measures), 3.8, f"KL divergence from the {MODEL[options.reference]}")
-    panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axes, measure in zip(panels, measures, strict=True):
-        shown = frame[frame["measure"] == measure]
-        style.lines(axes, shown, "kl", "kl_stderr")
-        style.lines(axes, shown, "kl_solution", "kl_solution_stderr", linestyle=DASHED, markerfacecolor="white")
-        axes.set_title(measure if len(measures) > 1 else "")
+    from scalpel.exhibits.beside import OURS, PUBLISHED
+
+    style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
+    shown = list(frame.drop_duplicates(["source", "measure"])[["source", "measure"]].itertuples(index=False, name=None))
+    figure = style.figure(2.2 + 4.8 * len(shown), 3.8, f"KL divergence from the {MODEL[options.reference]}")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (source, measure) in zip(panels, shown, strict=True):
+        part = frame[(frame["measure"] == measure) & (frame["source"] == source)]
+        if source == OURS:
+            style.lines(axes, part, "kl", "kl_stderr")
+            style.lines(axes, part, "kl_solution", "kl_solution_stderr", linestyle=DASHED, markerfacecolor="white")
+        else:
+            style.lines(axes, part, "kl")
+        axes.set_title(f"{measure}, {PUBLISHED}" if source == PUBLISHED else measure if len(shown) > 1 else "")
         if options.log_y:
             axes.set_yscale("log")
         else:

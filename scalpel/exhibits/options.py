@@ -35,3 +35,10 @@ class ComparedOptions(ExhibitOptions):
     """Of exhibits that compare checkpoints with a model: the base model, or the one the run started from."""
 
     reference: Literal["base", "start"] = "base"
+
+
+class BesideOptions(ComparedOptions):
+    """Of exhibits that show a published course, checkpoint by checkpoint, beside ours (scalpel/exhibits/beside.py)."""
+
+    published_as: dict[str, str] = Field({})  # run -> the published run beside it; else the one of its own name
+    also_published: dict[str, str] = Field({})  # published runs that are none of ours -> name in the legend

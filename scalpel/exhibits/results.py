@@ -174,6 +174,10 @@ class Results:
         columns = ["step", "layer", "projection", "relative"]
         return self.read("weight_change", "weight_change.parquet", columns)
 
+    def structure(self) -> pd.DataFrame:
+        """Structure of every matrix's update: the columns of scalpel/analysis/structure.py."""
+        return self.read("structure", "structure.parquet")
+
     # ------------------------------------------------------------ placing checkpoints
 
     def placed(self, frame: pd.DataFrame, x: str = "steps") -> pd.DataFrame:

@@ -35,7 +35,7 @@ class Style:
     """
 
     def __init__(self, looks: dict[str, dict], runs: Sequence[str], options: ExhibitOptions):
-        self.options = options
+        self.options, self.looks = options, looks
         self.runs = list(runs)
         self._labels = {run: look.get("label") for run, look in looks.items()} | options.labels
         colors = {BASE: BASE_COLOR} | {run: look["color"].upper() for run, look in looks.items() if look.get("color")}
@@ -45,6 +45,13 @@ class Style:
     def label(self, run: str) -> str:
         """How people call a run: options.labels, else the study's look, else its name."""
         return self._labels.get(run) or run
+
+    def with_runs(self, labels: dict[str, str]) -> Style:
+        """The same looks, and after them those of further runs, by their names in the legend."""
+        new = [run for run in labels if run not in self.runs]
+        whole = Style(self.looks, [*self.runs, *new], self.options)
+        whole._labels |= {run: labels[run] for run in new}
+        return whole
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

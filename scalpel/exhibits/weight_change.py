@@ -1,35 +1,65 @@
-"""Relative weight change of one run by projection and layer, over all checkpoints."""
+"""Relative weight change of one run by projection and layer, over all checkpoints; the published one below it."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from scalpel.config.types import Reference
-from scalpel.exhibits.options import ComparedOptions
+from scalpel.exhibits.options import BesideOptions
 
 READS = ("weight_change",)
+PUBLISHED = ("weight_change_trajectories", "questions_per_step")
 DASHED = (0, (4, 1.5))
 LOOKS = [("#0072B2", "-"), ("#E69F00", DASHED), ("#D55E00", "-"), ("#009E73", DASHED), ("#CC79A7", "-"),
          ("#56B4E9", DASHED), ("#000000", (0, (1, 1)))]  # fmt: skip
 
 
-class Options(ComparedOptions):
+class Options(BesideOptions):
     runs: Annotated[tuple[Reference, ...], Field(min_length=1, max_length=1)]
 
 
 def table(results, options):
-    """Columns run, seed, step, x, layer, projection, relative: ||W - W_reference||_F / ||W_reference||_F."""
+    """Columns run, seed, step, x, layer, projection, relative: ||W - W_reference||_F / ||W_reference||_F; and source:
+    ours or published."""
+    import pandas as pd
+
+    from scalpel.exhibits.beside import OURS, PUBLISHED, courses
+    from scalpel.exhibits.results import PROJECTIONS
+
     found = results.compared(options.reference)
-    frame = found.placed(found.weight_change(), options.x)
-    return frame[["run", "seed", "step", "x", "layer", "projection", "relative"]]
+    frame = found.placed(found.weight_change(), options.x).assign(source=OURS)
+    rows = [
+        (run, 0, step, x, layer, projection, value, PUBLISHED)
+        for run, (course, places) in courses(results, "weight_change_trajectories", options).items()
+        for projection in PROJECTIONS
+        for step, x, values in zip(course["steps"], places, course[projection], strict=True)
+        for layer, value in enumerate(values)
+    ]
+    columns = ["run", "seed", "step", "x", "layer", "projection", "relative", "source"]
+    return pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)]) if rows else frame[columns]
 
 
 def draw(frame, options, style):
     """A panel per projection over layers, with a line per checkpoint (late ones dark), the mean over seeds.
 
     One more panel: each projection's mean over layers as training proceeds, with a band between seeds. All panels share
-    the figure's own y scale.
+    the y scale of what is ours, or of what is published.
     """
+    sources = list(dict.fromkeys(frame["source"]))
+    figure = style.figure(9.0, 0.4 + 4.4 * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
+    parts = figure.subfigures(len(sources), 1, squeeze=False)[:, 0]
+    for part, source in zip(parts, sources, strict=True):
+        overall = _draw_source(part, frame[frame["source"] == source], options, style)
+        if len(sources) > 1:
+            part.suptitle(source, fontsize=options.font_size + 0.5)
+    figure.legend(
+        *overall.get_legend_handles_labels(), loc="outside lower center", ncols=7, title='panel "mean over layers"'
+    )
+    return figure
+
+
+def _draw_source(figure, frame, options, style):
+    """The panels of what is ours or of what is published; returns the axes of the mean over layers."""
     import matplotlib
     import seaborn
     from matplotlib.colors import Normalize
@@ -38,7 +68,6 @@ def draw(frame, options, style):
     from scalpel.exhibits.results import PROJECTIONS
     from scalpel.exhibits.uncertainty import joined
 
-    figure = style.figure(9.0, 4.8, f"Relative weight change: {style.label(style.runs[0])}")
     panels = figure.subplots(2, 4, sharey=True)
     scale = Normalize(0, frame["x"].max())
     last = frame[frame["x"] == frame["x"].max()]
@@ -68,7 +97,4 @@ def draw(frame, options, style):
         overall.set_ylim(bottom=0)
     colours = matplotlib.cm.ScalarMappable(scale, "viridis_r")
     style.label_x(figure.colorbar(colours, ax=panels[0].tolist(), pad=0.02).ax.yaxis)
-    figure.legend(
-        *overall.get_legend_handles_labels(), loc="outside lower center", ncols=7, title='panel "mean over layers"'
-    )
-    return figure
+    return overall

@@ -215,6 +215,17 @@ class Runs:
                 "weight_change", f"{run.label}{suffix}", {}, pair, self.steps.threads("weight_change")
             )
             yield Entry("weight_change", run.name, run.seed, step, reference=reference, chain=chain)
+        if setting.structure:
+            yield Entry("structure", run.name, run.seed, self._structure(run, config, evaluated), chain=chain)
+
+    def _structure(self, run: Run, config: Study, evaluated: list[int]) -> Step:
+        """Stage structure of the checkpoints with these indices; of a later seed beside those of the run's first."""
+        inputs = {"base": run.base, "checkpoints": run.checkpoints}
+        first = run.spec.seeds[0]
+        if run.seed != first:
+            inputs["other"] = self.run(run.study, run.name, first).checkpoints
+        recipe = config.setting.structure.identity() | {"checkpoints": evaluated}
+        return self.steps.add("structure", run.label, recipe, inputs, self.steps.threads("structure"))
 
     def _evaluation(
         self, label: str, group: str, shard: int, shards: int, recipe, checkpoints: list[int], inputs: dict[str, Step]

@@ -1,0 +1,45 @@
+"""Relative weight change of all runs over training, the mean over all matrices; published courses beside ours."""
+
+from scalpel.exhibits.options import BesideOptions
+
+READS = ("weight_change",)
+PUBLISHED = ("weight_change_trajectories", "questions_per_step")
+Options = BesideOptions
+
+
+def table(results, options):
+    """Columns run, seed, step, x, relative (mean over layers and projections) and source: ours or published."""
+    import numpy as np
+    import pandas as pd
+
+    from scalpel.exhibits.beside import OURS, PUBLISHED, courses
+    from scalpel.exhibits.results import PROJECTIONS
+
+    found = results.compared(options.reference)
+    frame = found.placed(found.weight_change(), options.x)
+    frame = frame.groupby(["run", "seed", "step", "x"], sort=False, as_index=False)["relative"].mean()
+    rows = [
+        (run, 0, step, x, float(np.mean([course[projection][place] for projection in PROJECTIONS])), PUBLISHED)
+        for run, (course, places) in courses(results, "weight_change_trajectories", options).items()
+        for place, (step, x) in enumerate(zip(course["steps"], places, strict=True))
+    ]
+    ours = frame.assign(source=OURS)
+    return pd.concat([ours, pd.DataFrame(rows, columns=list(ours))], ignore_index=True) if rows else ours
+
+
+def draw(frame, options, style):
+    """One panel for ours, one for what is published, each with its own scale."""
+    style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
+    sources = list(dict.fromkeys(frame["source"]))
+    figure = style.figure(2.2 + 4.4 * len(sources), 3.8, "Relative weight change, mean over matrices")
+    for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
+        style.lines(axes, frame[frame["source"] == source], "relative")
+        axes.set_title(source if len(sources) > 1 else "")
+        if options.log_y:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        if source == sources[0]:
+            axes.set_ylabel(rf"$\|W-W_{{{options.reference}}}\|_F\,/\,\|W_{{{options.reference}}}\|_F$")
+    style.legend(figure, loc="outside right center")
+    return figure
