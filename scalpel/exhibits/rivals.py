@@ -2,8 +2,8 @@
 
 Forgetting of a checkpoint: the mean over the tasks `kept` of base score - score. Predictors: each measure of KL(base ||
 checkpoint) of the study (the first is the trained task's; any other is KL elsewhere), the mean relative weight change
-over matrices, the share of all entries unchanged as stored and in bfloat16, the mean spectral drift, and tokens trained
-on. All are compared on the same checkpoints: those at which each of them is known.
+over matrices, the share of all entries unchanged as stored and in bfloat16, the mean spectral drift, and tokens read
+and written (axis `tokens`). All are compared on the same checkpoints: those at which each of them is known.
 
 Forgetting is fitted by a polynomial in one predictor (`degree` 2: RL's Razor, arXiv 2509.04259, finds it quadratic in
 KL). Checkpoints of a run are not independent, so a run is left out with all its seeds and checkpoints, the fit made of
@@ -106,7 +106,7 @@ def _predictors(results, options):
     if options.tokens and found:
         places = axis.places(results.found, "tokens")
         index = next(iter(found.values())).index
-        found["tokens trained on"] = pd.Series([places(*key) for key in index], index=index)
+        found["tokens read and written"] = pd.Series([places(*key) for key in index], index=index)
     return {name: series.rename(name) for name, series in found.items()}
 
 
@@ -149,6 +149,7 @@ def leave_one_run_out(x, y, runs: list[str], degree: int):
 def draw(frame, options, style):
     """A panel per predictor, best one first: its checkpoints, the fit to all runs, and R2 with runs left out."""
     import numpy as np
+    from matplotlib.ticker import EngFormatter
 
     first = frame.drop_duplicates("predictor").sort_values("r2", ascending=False, kind="stable")
     rows, columns = -(-len(first) // PANELS), min(len(first), PANELS)
@@ -165,9 +166,11 @@ def draw(frame, options, style):
         grid = np.linspace(x.min(), x.max(), 200)
         axes.plot(grid, 100 * fit(x, y, weights_of(list(part["run"])), options.degree)(grid), color="#303030")
         axes.set_title(rf"$R^2$ = {r2:.2f}")
-        axes.set_xlabel(name)
         if options.spread == "log" and x.min() > 0:
             axes.set_xscale("log")
+        axes.set_xlabel(name)
+        if x.max() >= 10**4:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in panels[:: columns or 1]:
         axes.set_ylabel("forgetting (points)")
     for axes in panels[len(first) :]:

@@ -148,7 +148,7 @@ def _check_supply(plan: Plan, setting: Setting, run: Run) -> None:
             "or lower the run's."
         )
     while data.stage != "data":
-        data = data.inputs["data"]
+        data = data.inputs.get("data") or data.inputs["own"]
     if "fetch" in data.inputs and not data.finished(plan.root):
         return
     rows = kept_rows(data, plan.root).sizes.count
