@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 
 from scalpel.errors import UserError
+from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.loop import TrainingRun
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.rollout_recipe import micro_batch_size
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import Parts, Rollout, RolloutTrainer, train_rollouts
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 
@@ -34,6 +35,17 @@ class GRPOCreditTrainer(RolloutTrainer):
                 rollout.advantage /= deviation + ALMOST_NOTHING
 
 
+def parts(recipe: GRPORecipe) -> Parts:
+    """What a run is made of."""
+    config = {
+        "loss_type": recipe.loss_type,
+        "beta": recipe.beta,
+        "epsilon": recipe.epsilon,
+        "epsilon_high": recipe.epsilon_high,
+    }
+    return Parts(GRPOCreditTrainer, config, recipe.loss_type)
+
+
 def train(run: TrainingRun) -> None:
     """Carry out one run (scalpel/methods/run.py)."""
     recipe, ranks = run.recipe, Ranks.here().count
@@ -45,10 +57,5 @@ def train(run: TrainingRun) -> None:
             f"set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, "
             "the mean over the step."
         )
-    config = {
-        "loss_type": recipe.loss_type,
-        "beta": recipe.beta,
-        "epsilon": recipe.epsilon,
-        "epsilon_high": recipe.epsilon_high,
-    }
-    train_rollouts(run, GRPOCreditTrainer, config)
+    made = parts(recipe)
+    train_rollouts(run, made.trainer, made.config)
