@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.analysis.weight_change import open_tensors
+from scalpel.artifact.checking import unchanged
 from scalpel.artifact.files import write_atomically
-from scalpel.artifact.identity import sha256_file
 from scalpel.errors import UserError
 from scalpel.given import model_files
 from scalpel.progress import track
@@ -48,19 +48,16 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     with ExitStack() as stack:
         wanted = {name: stored.shape for name, stored in open_tensors(base, stack).items()}
     for index, (step, source) in enumerate(track(sorted(sources.items()), "checkpoints taken in"), start=1):
-        files = model_files(source)
-        for path in files:
-            expected = recipe.get("files", {}).get(str(step), {}).get(path.name)
-            if expected and sha256_file(path) != expected:
-                raise UserError(f"{path} changed since the run was planned; start snakemake again.")
-        _check_shapes(source, wanted, base)
         target = out / "checkpoints" / f"step-{step:06d}"
         target.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
-                _link(path, target / path.name)
-        shutil.copyfile(source / "config.json", target / "config.json")
-        _check_config(source / "config.json", base / "config.json")
+        planned = recipe.get("files", {}).get(str(step), {})
+        with unchanged({source / name: digest for name, digest in planned.items()}):
+            _check_shapes(source, wanted, base)
+            for path in model_files(source):
+                if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+                    _link(path, target / path.name)
+            shutil.copyfile(source / "config.json", target / "config.json")
+            _check_config(source / "config.json", base / "config.json")
         for path in base.iterdir():
             if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
                 shutil.copyfile(path, target / path.name)

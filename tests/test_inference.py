@@ -68,11 +68,17 @@ def test_layers_that_see_a_window_are_given_their_own_mask(tiny_base, prompts):
         assert mine[:2] == generated(model, engine.tokenizer, prompt, 30)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 0.95), (1.3, 1.0), (1.0, 0.3)])
-def test_sampling_follows_the_distribution(temperature, top_p):
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(0.6, 0.95, None), (1.3, 1.0, None), (1.0, 0.3, None), (1.3, 1.0, 5), (0.6, 0.8, 7), (1.0, 1.0, 100)],
+)
+def test_sampling_follows_the_distribution(temperature, top_p, top_k):
     """Evenly spaced draws hit every token of the nucleus in proportion to its probability, and no other."""
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(3)) * 2
     probabilities = (logits[0].double() / temperature).softmax(-1)
+    if top_k:
+        probabilities[probabilities.argsort(descending=True)[top_k:]] = 0
+        probabilities /= probabilities.sum()
     kept, total = [], 0.0
     for token in probabilities.argsort(descending=True).tolist():  # the smallest set that holds top_p of the mass
         kept.append(token)
@@ -81,7 +87,7 @@ def test_sampling_follows_the_distribution(temperature, top_p):
             break
     n = 20000
     draws = (torch.arange(n) + 0.5).double() / n
-    picked, logprobs = pick(logits.expand(n, -1), draws, temperature, top_p, logprobs=True)
+    picked, logprobs = pick(logits.expand(n, -1), draws, temperature, top_p, logprobs=True, top_k=top_k)
     counts = torch.bincount(picked, minlength=30).double() / n
     for token in range(30):
         wanted = probabilities[token].item() / total if token in kept else 0.0

@@ -95,6 +95,8 @@ class Run:
 def assert_same_training(run: Run, reference: Run) -> None:
     np.testing.assert_allclose(run.column("loss"), reference.column("loss"), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(run.column("grad_norm"), reference.column("grad_norm"), rtol=1e-3)
+    for mean in {"entropy", "mean_token_accuracy"} & set(pq.read_schema(run.directory / "log.parquet").names):
+        np.testing.assert_allclose(run.column(mean), reference.column(mean), rtol=2e-3, err_msg=mean)
     for name, tensor in reference.weights().items():
         torch.testing.assert_close(run.weights()[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
     mine, theirs = (pq.read_table(r.directory / "questions.parquet").sort_by("position") for r in (run, reference))

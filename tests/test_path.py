@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.quoted import quote
-from tests.hostile import ROOT, checkout, executed, own_python
+from tests.hostile_path import ROOT, checkout, executed, own_python
 
 PIP = "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\nimport sys\nprint(sys.argv[1], sys.executable)\n"
 

@@ -12,6 +12,7 @@ import pytest
 
 from scalpel.artifact.identity import canonical
 from scalpel.artifact.step import record_recipe
+from scalpel.chat import SYSTEM_PROMPT
 from scalpel.config.load import load
 from scalpel.cost.estimate import COSTS
 from scalpel.errors import UserError
@@ -455,3 +456,48 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'captoin'; did you mean 'caption'"):
         plan(workflow=wrong("caption: KL", "captoin: KL"))
     shutil.rmtree(tmp_path)
+
+
+# ---------------------------------------------------------------- as published
+
+
+def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
+    def of(name):
+        made = plan({"scale": "cluster", "as_published": name})
+        return made, {
+            n: made.run("scalpel_vs_hammer", n, 42) for n in ("grpo", "sft_3ep", "sft_frozen_mlp", "sft_qk_only")
+        }
+
+    made, runs = of("code")
+    recipes = {name: run.spec.recipe for name, run in runs.items()}
+    filters = {name: run.checkpoints.inputs["data"].recipe["filter"] for name, run in runs.items()}
+    assert recipes["grpo"].questions_per_step * 28 == recipes["sft_3ep"].sequences_per_step == 448
+    assert recipes["grpo"].top_k == 50 and recipes["grpo"].max_prompt_tokens == 512
+    assert recipes["grpo"].system_message == SYSTEM_PROMPT and recipes["grpo"].format_weight == 0.2
+    assert filters["grpo"]["max_tokens"] is None and filters["sft_3ep"]["max_tokens"] == 4096
+    assert all(
+        f["gold"] == "solution" and f["trace"] == "messages" and f["verified_by"] == "none" for f in filters.values()
+    )
+    assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(19, 26))
+    assert recipes["sft_qk_only"].trainable.also_lm_head
+    assert recipes["grpo"].answer_rule == "authors"
+    evaluations = [step.recipe for step in made.steps.values() if step.stage == "evaluate"]
+    assert all(recipe["answer_rule"] == "authors" for recipe in evaluations)
+    (base,) = {
+        e.step.inputs["base"].digest
+        for e in made.entries["scalpel_vs_hammer"]
+        if e.stage == "evaluate" and e.run == "base"
+    }
+    assert "think" not in (made.steps[base].recipe["chat_template"] or "")
+
+    made, runs = of("text")
+    recipes = {name: run.spec.recipe for name, run in runs.items()}
+    assert recipes["grpo"].questions_per_step * 28 == recipes["sft_3ep"].sequences_per_step == 112
+    assert recipes["grpo"].format_weight == 0.1 and recipes["grpo"].system_message is None
+    assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(20, 27))
+    assert not recipes["sft_qk_only"].trainable.also_lm_head
+    assert runs["grpo"].checkpoints.inputs["data"].recipe["filter"]["verified_by"] == "math_verify_and_llama"
+    with pytest.raises(UserError, match="'code' says how scale cluster is to be, not laptop"):
+        plan({"as_published": "code"})
+    with pytest.raises(UserError, match="no published variant is named 'cod'; did you mean 'code'"):
+        plan({"scale": "cluster", "as_published": "cod"})

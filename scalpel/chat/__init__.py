@@ -16,7 +16,9 @@ recipe gives one: the templates here put their system prompt in front of the fir
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
@@ -96,6 +98,26 @@ def check_template(tokenizer, where: str) -> None:
         raise UserError(
             f"{where}: a conversation rendered with its chat template does not end in {tokenizer.eos_token!r}."
         )
+
+
+def control_text(tokenizer) -> re.Pattern:
+    """What text of a problem or an answer must not hold: it would become a special token or a turn of its own.
+
+    These are the tokenizer's special tokens, and what the template marks turns with (``<|user|>``). The think and
+    answer tags are ordinary text.
+    """
+    found = set(tokenizer.all_special_tokens)
+    found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found |= set(re.findall(r"<\|[^|<>\s]+\|>", tokenizer.chat_template or ""))
+    tags = {"<think>", "</think>", "<answer>", "</answer>"}
+    return re.compile("|".join(map(re.escape, sorted(found - tags, key=len, reverse=True))) or r"(?!)")
+
+
+def holds(control: re.Pattern, value: Any) -> bool:
+    """Whether such text stands anywhere in a value: text, or lists and objects of it."""
+    if isinstance(value, (list, dict)):
+        return any(holds(control, item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and control.search(value) is not None
 
 
 def opening(tokenizer) -> str:

@@ -12,7 +12,7 @@ another forward pass. Attention over earlier tokens is left out: some 4 % at 2,0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -270,9 +270,13 @@ class Spent(NamedTuple):
     files: int = 10
 
 
-def estimate(plan: Plan) -> Cost:
-    """Cost of every step of the plan that has no manifest yet; an interrupted run is counted whole."""
+def estimate(plan: Plan, digests: Collection[str] | None = None) -> Cost:
+    """Cost of every step of the plan that has no manifest yet; an interrupted run is counted whole.
+
+    digests: of the steps that are counted; None: all.
+    """
     missing, known = plan.missing(), Known(plan)
+    missing = missing if digests is None else [step for step in missing if step.digest in digests]
     rows: list[Row] = []
     tasks: dict[str, Task] = {}
     for stage in dict.fromkeys(step.stage for step in missing):

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.chat import load_tokenizer, render
+from scalpel.chat import control_text, load_tokenizer, render
 from scalpel.config.data import FilterRecipe
-from scalpel.data.answers import Grader
 from scalpel.data.sources import BATCH_ROWS, Rows
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.progress import track
 
 REASONS = {
@@ -29,7 +29,8 @@ REASONS = {
     "incomplete_trace": "every verified generation is incomplete (column is_reasoning_complete)",
     "duplicate": "same question as an earlier kept row, spacing and letter case aside",
     "evaluation_overlap": "shares an n-gram of words with an evaluation question",
-    "unparsable_answer": "math-verify finds no answer in the column that filter.gold names",
+    "special_token": "problem or trace holds the text of a special token, which would become one",
+    "unparsable_answer": "no answer can be read in the column that filter.gold names",
     "prompt_too_long": "rendered prompt exceeds filter.max_prompt_tokens",
     "too_long": "rendered conversation exceeds filter.max_tokens",
 }
@@ -101,12 +102,15 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
     """(kept, dropped) of one batch, in row order. Costly checks come last and see only what is left."""
     reasons: dict[int, str] = {}
     left = []
+    control = control_text(tokenizer)
     for number, row in batch:
         reason, trace = choose_trace(row, number, recipe)
         if reason is None:
             reason = "duplicate" if recipe.duplicates == "drop" and fingerprint(row["problem"]) in seen else None
         if reason is None and overlap.hit(row["problem"]):
             reason = "evaluation_overlap"
+        if reason is None and any(map(control.search, (row["problem"], trace))):
+            reason = "special_token"
         if reason is None:
             left.append((number, row, trace))
         else:
@@ -120,7 +124,7 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
             reasons[number] = "unparsable_answer"
         else:
             raise UserError(
-                f"row {number} ({row['uuid']}): math-verify finds no answer in column {recipe.gold!r} "
+                f"row {number} ({row['uuid']}): no answer can be read in column {recipe.gold!r} "
                 f"({row[recipe.gold]!r}); fix the row, or set filter.unparsable_answer to 'drop'."
             )
     encode = tokenizer.backend_tokenizer.encode_batch_fast

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.artifact.files import STATE, write_atomically
-from scalpel.chat import load_tokenizer, opening, render
+from scalpel.chat import control_text, load_tokenizer, opening, render
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
-from scalpel.data.answers import Grader
 from scalpel.data.filter import KEPT_SCHEMA
 from scalpel.data.tables import write_csv
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference import Engine, EngineSettings, open_engine
 from scalpel.inference.requests import Request
 from scalpel.progress import track
@@ -47,6 +48,7 @@ ANSWERS = pa.schema(
 )
 REASONS = {
     "no_verified_answer": "none of the answers is right",
+    "special_token": "every right answer holds the text of a special token, which would become one",
     "too_long": "no right answer ended within max_new_tokens and fits filter.max_tokens with its question",
 }
 
@@ -105,7 +107,7 @@ def _answers(
     begun = opening(tokenizer)
     answers = []
     for question, completions in zip(questions, found, strict=True):
-        written = tokenizer.batch_decode([one.ids for one in completions], skip_special_tokens=True)
+        written = tokenizer.batch_decode([one.ids for one in completions], skip_special_tokens=False)
         for sample, (one, text) in enumerate(zip(completions, written, strict=True)):
             ended = one.end is not None
             answers.append(
@@ -187,6 +189,7 @@ def _write(
     """The result, from the journal."""
     counts: Counter[str] = Counter()
     asked, kept_of = Counter(), Counter()  # by how many of a question's answers are right
+    control = control_text(tokenizer)
     read = written = 0
     found = zip(questions, journal, strict=True)
     with (
@@ -197,8 +200,8 @@ def _write(
             kept = []
             for question, answers in group:
                 right = sum(answer["correct"] for answer in answers)
-                good = _first_good(question, answers, tokenizer, max_tokens)
-                outcome = "kept" if good is not None else "too_long" if right else "no_verified_answer"
+                good = _first_good(question, answers, tokenizer, max_tokens, control)
+                outcome = "kept" if good is not None else _lost(answers, control)
                 counts[outcome] += 1
                 asked[right] += 1
                 kept_of[right] += good is not None
@@ -230,10 +233,20 @@ def _write(
     write_atomically(out / "spent.json", json.dumps(spent, indent=1) + "\n")
 
 
-def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int | None) -> dict | None:
+def _lost(answers: list[dict], control: re.Pattern) -> str:
+    """Why none of a question's answers is kept, a key of REASONS."""
+    right = [answer for answer in answers if answer["correct"]]
+    if not right:
+        return "no_verified_answer"
+    return "special_token" if all(control.search(answer["completion"]) for answer in right) else "too_long"
+
+
+def _first_good(
+    question: dict, answers: list[dict], tokenizer, max_tokens: int | None, control: re.Pattern
+) -> dict | None:
     """trace and tokens of the first answer that can be trained on."""
     for answer in answers:
-        if answer["correct"] and answer["ended"]:
+        if answer["correct"] and answer["ended"] and not control.search(answer["completion"]):
             text = render(tokenizer, question["problem"], answer["completion"])
             tokens = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
             if max_tokens is None or tokens <= max_tokens:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.artifact.identity import sha256_file
+from scalpel.artifact.checking import unchanged
 from scalpel.errors import UserError
 from scalpel.evaluation import lm_eval_tasks
 from scalpel.evaluation.formats import FORMATS, SHOTS, checked_rows, set_aside
-from scalpel.evaluation.question_set import EXAMPLES, LM_EVAL, NOTES, QUESTIONS, TEXT
+from scalpel.evaluation.question_set import EXAMPLES, NOTES, QUESTIONS, TEXT
+from scalpel.evaluation.tasks import LM_EVAL
 from scalpel.fetch import read_rows
 
 
@@ -23,13 +24,9 @@ def prepare(recipe: dict, files: dict[str, Path], out: Path) -> None:
     recipe: the step's (Plan.questions). files: parquet, jsonl or csv files by role: ``questions`` and ``examples``, or
     lm-eval's splits. Raises UserError naming file, column or row, also when a file changed since it was planned.
     """
-    for role, expected in recipe.get("sha256", {}).items():
-        if sha256_file(files[role]) != expected:
-            raise UserError(f"{files[role]} changed since the run was planned; start snakemake again.")
-    if recipe["format"] == LM_EVAL:
-        text, notes = lm_eval_tasks.lay_out(recipe, files, out)
-    else:
-        text, notes = _lay_out(recipe, files, out)
+    with unchanged({files[role]: digest for role, digest in recipe.get("sha256", {}).items()}):
+        lay_out = lm_eval_tasks.lay_out if recipe["format"] == LM_EVAL else _lay_out
+        text, notes = lay_out(recipe, files, out)
     pq.write_table(pa.table({"question": pa.array(text, pa.string())}), out / TEXT, compression="zstd")
     notes = {"format": recipe["format"]} | notes
     (out / NOTES).write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n")

@@ -60,9 +60,11 @@ class Servers:
         temperature: float,
         top_p: float,
         logprobs: bool = False,
+        top_k: int | None = None,
     ) -> list[list[Completion]]:
         """Completions of every request, as an engine's `complete`, by the policy `weights` after `version` steps."""
         sampling = {"version": version, "temperature": temperature, "top_p": top_p, "logprobs": logprobs}
+        sampling["top_k"] = top_k
         share = -(-len(requests) // self.meeting.servers)
         parts = [requests[i : i + share] for i in range(0, len(requests), share)]
         with ThreadPoolExecutor(len(parts)) as pool:

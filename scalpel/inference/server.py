@@ -68,6 +68,7 @@ class CompletionsWanted(Wanted):
     temperature: Annotated[float, Field(ge=0, le=10)]
     top_p: Annotated[float, Field(ge=0, le=1)]
     logprobs: bool
+    top_k: Annotated[int, Field(gt=0, le=10**6)] | None = None
 
 
 class Announced(NamedTuple):
@@ -158,7 +159,7 @@ class Policy:
         def complete():
             if wanted.version != self.version:
                 raise Refused(OTHER_WEIGHTS, f"the weights held are those of step {self.version}")
-            return self.engine.complete(requests, wanted.temperature, wanted.top_p, wanted.logprobs)
+            return self.engine.complete(requests, wanted.temperature, wanted.top_p, wanted.logprobs, wanted.top_k)
 
         return self._work(complete)
 

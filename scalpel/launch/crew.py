@@ -58,16 +58,9 @@ class Crew:
         secret: the first line of its standard input, which nobody else can read. descriptors: open files that a child
         here inherits. heard: called with each line that it says.
         """
-        command = [sys.executable, "-m", module, *arguments]
-        mine = dict(os.environ)
+        command, mine = [sys.executable, "-m", module, *arguments], dict(os.environ)
         if node is not None:
-            # What SLURM set for the step this process is in would be taken for options of the new one.
-            kept = ("SLURM_CONF", "SLURM_JOB_ID")
-            mine = {key: value for key, value in mine.items() if not key.startswith(("SLURM_", "SRUN_")) or key in kept}
-            command = [
-                "srun", f"--jobid={slurm.job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
-                f"--gpus={self.gpus}" if self.gpus else "--gres=none", "--export=ALL", "--kill-on-bad-exit=1", *command,
-            ]  # fmt: skip
+            command, mine = slurm.on_node(node, self.gpus, command)
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -18,7 +18,7 @@ from pathlib import Path
 from scalpel.artifact.job import Job
 from scalpel.checkpoints import last_model
 from scalpel.config.training import TrainSettings
-from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.errors import AGAIN, FINAL, Interrupted, Passing, UserError
 from scalpel.inference import EngineSettings
 from scalpel.inference.meeting import ServerOrder
 from scalpel.launch import slurm
@@ -136,7 +136,8 @@ def watch(
             crew.kill(ranks)
             name, status = next(iter(failed.items()))
             how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
-            raise UserError(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
+            told = UserError if status == FINAL else Passing
+            raise told(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
         if len(ended) == len(ranks):
             break
         for number in servers.ended() if servers else []:
@@ -145,7 +146,7 @@ def watch(
             crew.end(name)
             if not restarts:
                 crew.kill(ranks)
-                raise UserError(
+                raise Passing(
                     f"{name} ended with status {status} too often (train_settings.server.restarts); see its lines."
                 )
             restarts -= 1
@@ -156,7 +157,7 @@ def watch(
             crew.signal(ranks, signal.SIGTERM)
         if told and time.monotonic() - told > LAST_STEP_SECONDS:
             crew.kill(ranks)
-            raise UserError(f"{directory}: the ranks did not stop within {LAST_STEP_SECONDS:.0f} s of being asked to.")
+            raise Passing(f"{directory}: the ranks did not stop within {LAST_STEP_SECONDS:.0f} s of being asked to.")
         time.sleep(0.2)
     if AGAIN in ended.values():
         raise Interrupted("", requeue=not asked.get("stop"))

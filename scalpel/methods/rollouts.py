@@ -31,8 +31,8 @@ from trl.trainer.utils import pad
 
 from scalpel.artifact.files import STATE
 from scalpel.chat import load_tokenizer, opening, token_ids
-from scalpel.data.answers import Grader
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference.remote import Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.transformers_engine import TransformersEngine
@@ -51,7 +51,7 @@ from scalpel.methods.loop import (
     write_log,
 )
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import RolloutRecipe, micro_batch_size, rollout_accumulation
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_rollouts, micro_batch_size, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
@@ -143,18 +143,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[_unused],  # TRL wants one; rewards are given in `score`
-            args=GRPOConfig(
-                **common_arguments(run, recipe.steps),
-                per_device_train_batch_size=self.micro_batch,
-                gradient_accumulation_steps=self.accumulation,
-                num_generations=recipe.generations,
-                max_completion_length=recipe.max_completion_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
-                disable_dropout=recipe.disable_dropout,
-                use_vllm=False,
-                **config,
-            ),
+            args=GRPOConfig(**arguments(run, recipe.steps, self.accumulation, config)),
             train_dataset=Dataset.from_dict({"prompt": [""]}),  # what is asked stands in `steps`
             processing_class=tokenizer,
             callbacks=[saving],
@@ -191,7 +180,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             Request(self.prompt(row) + prefix, (self.run.seed, position), count, self.room(prefix))
             for (position, row), prefix, count in zip(batch, prefixes, samples, strict=True)
         ]
-        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p}
+        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
         if self.servers:
             weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
             version = self.state.global_step
@@ -242,14 +231,23 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         mine = self.ranks.share(rollouts)
         texts = self.texts(mine)
         right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
-        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(texts), strict=True)))
+        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(self.grader, texts), strict=True)))
         for rollout, (accuracy, form) in zip(rollouts, scores, strict=True):
             rollout.rewards = {"accuracy": accuracy, "format": form}
 
     def texts(self, rollouts: list[Rollout]) -> list[str]:
         """What is graded: the completion, with the tag that the template itself opens the turn with."""
-        decoded = self.processing_class.batch_decode([r.ids for r in rollouts], skip_special_tokens=True)
+        decoded = self.processing_class.batch_decode([self.said(r) for r in rollouts], skip_special_tokens=False)
         return [self.opening + text for text in decoded]
+
+    def said(self, rollout: Rollout) -> list[int]:
+        """A rollout's token ids up to the one that ended it. Special tokens within stay, so that they are seen."""
+        if not rollout.ended:
+            return rollout.ids
+        end = self.processing_class.eos_token_id
+        if rollout.origin == EXPERT and end in rollout.ids:  # some templates write a line break after it
+            return rollout.ids[: len(rollout.ids) - 1 - rollout.ids[::-1].index(end)]
+        return rollout.ids[:-1]
 
     def total_rewards(self, groups: list[list[Rollout]]) -> list[torch.Tensor]:
         """Weighted sums of each group's rewards, float32; NaN where none of them could be given."""
@@ -423,6 +421,33 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             self.batch[int(number)].micro_batches[int(place)][what] = tensor
 
 
+def arguments(
+    run: TrainingRun, steps: int, accumulation: int, config: dict[str, Any], gpu: bool | None = None
+) -> dict[str, Any]:
+    """Of TRL's GRPOConfig. config: the method's own; gpu: as in `common_arguments`."""
+    recipe, settings = run.recipe, run.settings
+    sequences = recipe.questions_per_step * recipe.generations
+    return common_arguments(run, steps, gpu) | {
+        "per_device_train_batch_size": sequences // (accumulation * settings.ranks * settings.nodes),
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": recipe.generations,
+        "max_completion_length": recipe.max_completion_tokens,
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "top_k": recipe.top_k or 0,
+        "disable_dropout": recipe.disable_dropout,
+        "use_vllm": False,  # completions are written by scalpel/inference
+        **config,
+    }
+
+
+def trl_rollout_config(run: TrainingRun, steps: int, config: dict[str, Any], gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments. config: the method's own."""
+    settings = run.settings
+    accumulation = rollout_accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+    return GRPOConfig, arguments(run, steps, accumulation, config, gpu)
+
+
 def _unused(*_args, **_kwargs):
     raise AssertionError("rewards are given in RolloutTrainer.score")
 
@@ -462,13 +487,7 @@ class Parts(NamedTuple):
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
     """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
     recipe, settings = run.recipe, run.settings
-    if settings.engine == "fsdp" and not settings.server:
-        raise UserError(
-            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
-            "or use zero2."
-        )
-    if recipe.inference == "vllm" and not settings.server:
-        raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+    check_rollouts(recipe, settings)
     make_deterministic(run.seed, settings.threads)
     questions = read_questions(run.kept, run.order)
     steps = schedule(recipe, questions)
@@ -481,7 +500,7 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
     written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
     saving = Saving(run, saved_at, [asked, written])
-    with Grader() as grader:
+    with Grader(recipe.answer_rule) as grader:
         made = trainer(run, questions, steps, model, tokenizer, grader, (asked, written), saving, config)
         log = carry_out(made, saving, run, columns)
     if log is not None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalpel.launch.slurm import seconds_of
-from tests import hostile
+from tests import hostile_path as hostile
 from tests.slurm.conftest import Checkout, Cluster
 
 pytestmark = pytest.mark.slurm
