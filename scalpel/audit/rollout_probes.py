@@ -386,5 +386,8 @@ def rollout_probes(asked: dict, settings: TrainSettings, accumulation: int) -> l
     """All of them; a collective of all ranks. asked: as `trainer_of`, with `inference`."""
     found = normaliser_and_clip(asked, settings, accumulation)
     if Ranks.here().first:
-        found += [chat_template(), alone(asked["inference"], asked)]
+        kind = asked["inference"]
+        found += [
+            chat_template(), log_probabilities(kind, asked, settings) if Ranks.here().count == 1 else alone(kind, asked)
+        ]  # fmt: skip
     return found
