@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from scalpel.artifact.files import MANIFEST
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
+from scalpel.launch.supervise import COMPILE_SECONDS, forget_dead_compilers
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
 from tests.finished import finish
@@ -221,3 +222,15 @@ def test_one_process_stops_for_its_time_limit_and_resumes_bitwise(make, tmp_path
     run.finish()
     manifests = [json.loads((r.directory / MANIFEST).read_text())["files"] for r in (run, reference)]
     assert manifests[0] == manifests[1]
+
+
+def test_a_lock_of_a_killed_compiler_is_forgotten(tmp_path):
+    """torch waits for ever for it: every later run would hang. One that is young may be at work."""
+    old, young = tmp_path / "old" / "lock", tmp_path / "young" / "lock"
+    for lock in (old, young):
+        lock.parent.mkdir()
+        lock.touch()
+    os.utime(old, (time.time() - 2 * COMPILE_SECONDS,) * 2)
+    forget_dead_compilers(tmp_path)
+    assert young.exists() and not old.exists()
+    forget_dead_compilers(tmp_path / "none")

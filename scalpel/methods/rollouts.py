@@ -472,6 +472,18 @@ def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], 
         )
 
 
+class Parts(NamedTuple):
+    """What a method is made of, and what the audit probes.
+
+    config: arguments of GRPOConfig that it adds. normaliser: what its loss is summed over, by TRL's name of a loss
+    type; None for a loss of another form.
+    """
+
+    trainer: type[RolloutTrainer]
+    config: dict[str, Any]
+    normaliser: str | None = None
+
+
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
     """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
     recipe, settings = run.recipe, run.settings
