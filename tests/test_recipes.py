@@ -91,6 +91,7 @@ def test_golden_digests_hold_every_stage_that_a_study_plans():
         "common",
         "trace",
         "given",
+        "structure",
         "audit",
     }  # of no study of today; and the gate
 

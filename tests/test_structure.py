@@ -21,6 +21,7 @@ from scalpel.config.training import PROJECTIONS
 from scalpel.cost.estimate import estimate
 from scalpel.errors import UserError
 from scalpel.exhibits.structure import MEASURES, of_checkpoint
+from scalpel.plan.feasible import refuse_what_cannot_run
 from tests import synthetic
 from tests.test_exhibits import draw, parquet, shown, table
 
@@ -205,6 +206,7 @@ def test_a_study_s_setting_asks_for_it_and_config_takes_it_away(tmp_path):
     plan = synthetic.plan_of(tmp_path, {"studies": ["scalpel_vs_hammer_full"]})
     stages = {entry.stage for entry in plan.entries["scalpel_vs_hammer_full"]}
     assert "structure" in stages and {"rivals", "structure"} <= {name for _, name in plan.drawings}
+    refuse_what_cannot_run(plan)
     wrong = synthetic.workflow_with(tmp_path / "w", synthetic.study_file() | {"setting": {"structur": {}}})
     with pytest.raises(UserError, match=r"scalpel_vs_hammer\.yaml: setting.*'structur'.*'structure'"):
         synthetic.plan_of(tmp_path, workflow=wrong)
