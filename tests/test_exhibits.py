@@ -348,8 +348,14 @@ def test_table_of_final_scores(one_seed):
         np.testing.assert_array_equal(frame.loc[run]["value"], expected["value"].reindex(frame.loc[run].index))
 
 
+def ours(made, name: str, **options) -> pd.DataFrame:
+    """The rows of a table that are no published ones."""
+    frame = table(made, name, **options)
+    return frame[frame["source"] == "ours"]
+
+
 def test_table_of_kl(three_seeds):
-    frame = table(three_seeds, "kl")
+    frame = ours(three_seeds, "kl")
     questions = parquet(three_seeds, "kl", "sft_3ep", "kl.parquet", seed=2)
     mine = frame[(frame["run"] == "sft_3ep") & (frame["seed"] == 2)].set_index("step")
     for column in ("kl", "kl_solution"):
@@ -362,7 +368,7 @@ def test_table_of_kl(three_seeds):
 
 
 def test_table_of_weight_change(one_seed):
-    frame = table(one_seed, "norms_sft")
+    frame = ours(one_seed, "norms_sft")
     expected = parquet(one_seed, "weight_change", "sft_3ep", "weight_change.parquet")
     keys = ["step", "layer", "projection"]
     pd.testing.assert_series_equal(
@@ -427,7 +433,7 @@ def band(collection) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("made", ["one_seed", "three_seeds"])
 def test_curves_are_means_over_seeds_with_bands_of_one_standard_error(made, request):
     made = request.getfixturevalue(made)
-    frame = table(made, "kl", runs=["sft_3ep"])
+    frame = ours(made, "kl", runs=["sft_3ep"])
     axes = draw(made, "kl", runs=["sft_3ep"]).axes[0]
     seeds = frame["seed"].nunique()
     by_step = frame.groupby("step")
@@ -472,7 +478,7 @@ def test_benchmarks_draw_bars_and_a_panel_per_task(three_seeds):
 
 def test_weight_change_draws_each_checkpoint_and_the_mean(three_seeds):
     figure = draw(three_seeds, "norms_sft")
-    frame = table(three_seeds, "norms_sft")
+    frame = ours(three_seeds, "norms_sft")
     query = frame[frame["projection"] == "q_proj"]
     assert len(figure.axes[0].lines) == synthetic.CHECKPOINTS + 1, "the last one twice, thick on top"
     last = query[query["step"] == 105].groupby("layer")["relative"].mean()
@@ -491,7 +497,7 @@ def test_training_curves_smooth_each_seed_and_show_the_mean(three_seeds):
 def test_each_measure_of_kl_has_a_panel(tmp_path):
     made = world(tmp_path, {"overrides": {"kl": {"gsm8k": {}}}})
     assert set(table(made, "kl")["measure"]) == {"math_500", "gsm8k"}
-    assert [axes.get_title() for axes in draw(made, "kl").axes] == ["math_500", "gsm8k"]
+    assert [axes.get_title() for axes in draw(made, "kl").axes] == ["math_500", "gsm8k", "math_500, published"]
     assert set(table(made, "kl_final").dropna(subset=["published"])["measure"]) == {"math_500"}
 
 

@@ -28,7 +28,9 @@ def table(results, options):
         for step, x, value in zip(course["steps"], places, course["values"], strict=True)
     ]  # fmt: skip
     columns = ["run", "seed", "measure", "step", "x", *values, "source"]
-    return pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)]) if rows else frame[columns]
+    return (
+        pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True) if rows else frame[columns]
+    )
 
 
 def draw(frame, options, style):

@@ -149,7 +149,7 @@ def leave_one_run_out(x, y, runs: list[str], degree: int):
 def draw(frame, options, style):
     """A panel per predictor, best one first: its checkpoints, the fit to all runs, and R2 with runs left out."""
     import numpy as np
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     first = frame.drop_duplicates("predictor").sort_values("r2", ascending=False, kind="stable")
     rows, columns = -(-len(first) // PANELS), min(len(first), PANELS)
@@ -168,6 +168,8 @@ def draw(frame, options, style):
         axes.set_title(rf"$R^2$ = {r2:.2f}")
         if options.spread == "log" and x.min() > 0:
             axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(name)
         if x.max() >= 10**4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))

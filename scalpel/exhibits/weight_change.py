@@ -36,7 +36,9 @@ def table(results, options):
         for layer, value in enumerate(values)
     ]
     columns = ["run", "seed", "step", "x", "layer", "projection", "relative", "source"]
-    return pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)]) if rows else frame[columns]
+    return (
+        pd.concat([frame[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True) if rows else frame[columns]
+    )
 
 
 def draw(frame, options, style):
