@@ -22,12 +22,11 @@ from scalpel.errors import AGAIN, FINAL, Interrupted, Passing, UserError
 from scalpel.inference import EngineSettings
 from scalpel.inference.meeting import ServerOrder
 from scalpel.launch import slurm
-from scalpel.launch.crew import DEVICES, Crew
+from scalpel.launch.crew import DEVICES, EXTENSIONS, Crew
 from scalpel.launch.servers import RolloutServers
 from scalpel.methods import METHODS
 
 LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
-COMPILE_SECONDS = 900.0  # that a DeepSpeed extension may take to compile; minutes at most when measured
 
 
 def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
@@ -96,8 +95,7 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
     if not devices:
         common |= {"DS_ACCELERATOR": "cpu"}
     if os.access(sys.prefix, os.W_OK):  # what DeepSpeed compiles belongs to this environment and its torch
-        common |= {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")}
-        forget_dead_compilers(Path(common["TORCH_EXTENSIONS_DIR"]))
+        common |= {EXTENSIONS: os.environ.get(EXTENSIONS, f"{sys.prefix}/torch_extensions")}
     names = []
     for rank in range(world):
         node, local = divmod(rank, settings.ranks)
@@ -107,14 +105,6 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
         names.append(f"rank {rank}")
         crew.start(names[-1], "scripts.rank", [str(directory)], common | mine, None if node == 0 else nodes[node])
     return names
-
-
-def forget_dead_compilers(extensions: Path) -> None:
-    """Remove locks that are older than any compilation takes: torch waits for ever for one that was killed."""
-    for lock in extensions.glob("*/lock"):
-        with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > COMPILE_SECONDS:
-                lock.unlink()
 
 
 def watch(
