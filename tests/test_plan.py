@@ -453,8 +453,8 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
         plan(workflow=wrong("kind: weight_change", "kind: weight_chang"))
     with pytest.raises(UserError, match="'grop' is no run of study scalpel_vs_hammer; did you mean 'grpo'"):
         plan(workflow=wrong("runs: [grpo]", "runs: [grop]"))
-    with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'captoin'; did you mean 'caption'"):
-        plan(workflow=wrong("caption: KL", "captoin: KL"))
+    with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'nubmer'; did you mean 'number'"):
+        plan(workflow=wrong("number: Figure 4", "nubmer: Figure 4"))
     shutil.rmtree(tmp_path)
 
 
