@@ -77,7 +77,7 @@ class Balance(HTMLParser):
 
 def test_report_is_one_file_with_everything(made, page):
     assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
-    assert page.count("data:image/png;base64,") == 8 and page.count('<section id="') == 12
+    assert page.count("data:image/png;base64,") == 9 and page.count('<section id="') == 13
     assert not re.search(r"(src|href)=[\"']?(?!data:)[a-z]", page) and "url(" not in page and "<script" not in page
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
