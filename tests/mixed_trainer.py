@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from scalpel.methods.rollouts import EXPERT, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import EXPERT, Ask, RolloutTrainer, train_rollouts
 from scalpel.methods.second_optimizer import SecondOptimizer
 
 
@@ -16,7 +16,7 @@ class MixedTrainer(RolloutTrainer):
         self.second = SecondOptimizer(self, self.recipe.learning_rate, 0.0, 1.0)
 
     def write(self, batch):
-        groups = self.own(batch, [self.recipe.generations - 1] * len(batch))
+        groups = self.own([Ask(position, row, self.recipe.generations - 1) for position, row in batch])
         for (position, row), group in zip(batch, groups, strict=True):
             group.append(self.expert(position, row, len(group)))
         return groups
