@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 CORES ?= 2
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# Programs are run as modules: the first line of a script in $(BIN) is this checkout's path, whatever stands in it.
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 # What lies in $(VENV): its kind, and a hash of the locks it was made from. Renewed when these change, whatever the clock says.
 STAMP := $(VENV)/.made_of
 KIND := $(or $(word 1,$(shell cat $(STAMP) 2>/dev/null)),laptop)
@@ -13,7 +14,8 @@ LOCKS_gpu := envs/gpu.lock
 HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
-.PHONY: help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify status lock clean
+.PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
+  status lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -22,10 +24,12 @@ help:
 	@echo "make test-slurm   the SLURM path on a throw-away cluster on this machine (Debian, as root)"
 	@echo "make setup-gpu    the environment of envs/gpu.lock (CUDA, vLLM) in place of the laptop's"
 	@echo "make preflight    whether the plan can run here and what it costs; SCALE=cluster for another scale"
+	@echo "make show         RUN=grpo SCALE=cluster: what TRL, accelerate, DeepSpeed and vLLM are told"
 	@echo "make fetch        on a node with network: everything SCALE (default cluster) takes from the hub"
 	@echo "make resolve      on a node with network: hub branches of given runs to commits (revisions.yaml)"
 	@echo "make status       which results are finished, missing, or made by other code"
-	@echo "make verify       re-hash every result and name what is missing, altered or truncated"
+	@echo "make verify       hash every result and exhibit; name what is damaged, and what was derived from it"
+	@echo "make repair       list that; YES=1 moves it aside, and snakemake makes exactly that again"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
 setup:
@@ -47,6 +51,7 @@ setup-laptop:
 	@# What a CUDA build of torch brings; nothing for a CPU build.
 	$(BIN)/python -m scripts.locked envs/gpu.lock --cuda-of-torch > $(VENV)/cuda.lock
 	@[ ! -s $(VENV)/cuda.lock ] || $(PIP) -r $(VENV)/cuda.lock
+	@$(BIN)/python -m scripts.quoted
 	@echo "laptop $(call HASH,laptop)" > $(STAMP)
 
 setup-gpu:
@@ -56,6 +61,7 @@ setup-gpu:
 	$(BIN)/python -m scripts.locked envs/gpu.lock setuptools > $(VENV)/first.lock
 	$(PIP) -r $(VENV)/first.lock
 	$(PIP) --no-build-isolation -r envs/gpu.lock
+	@$(BIN)/python -m scripts.quoted
 	@echo "gpu $(call HASH,gpu)" > $(STAMP)
 
 demo: setup
@@ -74,7 +80,11 @@ test-slurm: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/python -m snakefmt --check Snakefile workflow/rules
+
+show: setup
+	@[ "$(RUN)" ] || { echo "error: name a run: make show RUN=grpo SCALE=cluster" >&2; exit 2; }
+	@$(BIN)/python -m scripts.show "$(RUN)" $(if $(SCALE),--scale $(SCALE))
 
 preflight: setup
 	@$(BIN)/python -m scripts.preflight $(if $(SCALE),--scale $(SCALE))
@@ -85,10 +95,10 @@ fetch: setup
 resolve: setup
 	@$(BIN)/python -m scripts.resolve
 
-# These two look and never install anything.
-verify status:
+# These never install anything.
+verify status repair:
 	@[ -x $(BIN)/python ] || { echo "error: there is no environment yet; run make setup" >&2; exit 2; }
-	@$(BIN)/python -m scripts.$@
+	@$(BIN)/python -m scripts.$@ $(if $(filter repair,$@),$(if $(YES),--yes))
 
 lock:
 	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock

@@ -8,16 +8,24 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
-from scalpel.config.load import load, recorded_config
+from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
+from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
+from scalpel.plan.feasible import refuse_what_cannot_run
+from scalpel.plan.sizes import refuse_a_small_disk
 from scalpel.stages import REPORT, STAGES
 from slurm.executor import extend
 
 # A job that was submitted reads the configuration its plan was made from, whatever config.yaml says by now.
 RECORDED = None if workflow.is_main_process else os.environ.get("SCALPEL_CONFIG")
 if not RECORDED:
+    try:  # Snakemake's own reader takes the last of two equal keys, and hangs on nested aliases
+        if Path("config.yaml").is_file():
+            read_yaml(Path("config.yaml"))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
     configfile: "config.yaml"
 
@@ -25,10 +33,15 @@ if not RECORDED:
 WORKFLOW = Path(workflow.basedir) / "workflow"
 try:
     plan = Plan(recorded_config(RECORDED) if RECORDED else load(config, WORKFLOW), WORKFLOW)
+    if not RECORDED:
+        refuse_what_cannot_run(plan)
+    if workflow.is_main_process:
+        plan.refuse_unknown(sys.argv[1:])
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 extend(plan, site)
+final_errors_are_final()
 
 
 wildcard_constraints:
@@ -38,7 +51,11 @@ wildcard_constraints:
 
 
 onstart:
-    os.environ["SCALPEL_CONFIG"] = str(plan.record())
+    try:
+        refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
+        os.environ["SCALPEL_CONFIG"] = str(plan.record())
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 rule all:

@@ -19,7 +19,7 @@ from scalpel.artifact.files import ROOT
 from scalpel.chat import conversation, load_tokenizer
 from scalpel.config.load import load
 from scalpel.config.training import TrainSettings
-from scalpel.data.answers import Grader
+from scalpel.grading.grader import Grader
 from scalpel.methods import rewards, rollouts
 from scalpel.methods.grpo_trainer import train
 from scalpel.methods.loop import TrainingRun
@@ -72,7 +72,7 @@ def theirs(recipe, base: Path, kept: Path, order: Path, clock: Clock) -> None:
             return rewards.accuracy(grader, answer, [c[0]["content"] for c in completions])
 
         def form(completions, **_):
-            return rewards.well_formed([c[0]["content"] for c in completions])
+            return rewards.well_formed(grader, [c[0]["content"] for c in completions])
 
         GRPOTrainer(
             model=load_model(base, "float32"),

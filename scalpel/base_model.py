@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from scalpel.artifact.identity import sha256_file
+from scalpel.artifact.checking import unchanged
 from scalpel.chat import check_template
 from scalpel.errors import UserError
 
@@ -26,11 +26,13 @@ def import_model(
     weights = sorted(source.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{source} holds no .safetensors weights; convert the model with save_pretrained first.")
-    for name, digest in (expected or {}).items():
-        if sha256_file(source / name) != digest:
-            raise UserError(f"{source / name} changed since the run was planned; start snakemake again.")
     out.mkdir(parents=True, exist_ok=True)
-    for path in [config, *weights, *source.glob("*.safetensors.index.json")]:
+    with unchanged({source / name: digest for name, digest in (expected or {}).items()}):
+        _copy(source, weights, out, template, edits)
+
+
+def _copy(source: Path, weights: list[Path], out: Path, template: str | None, edits: dict) -> None:
+    for path in [source / "config.json", *weights, *source.glob("*.safetensors.index.json")]:
         shutil.copyfile(path, out / path.name)
     edit_config(out, edits)
     _generation_config(source, out)

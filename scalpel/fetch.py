@@ -1,52 +1,114 @@
 """Fetch from the hub by commit hash: the only code of Scalpel that uses the network."""
 
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.data.tables import read_rows
-from scalpel.errors import UserError
+from scalpel.errors import Passing, UserError
 
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
+BELOW = ["*/*"]  # of a model: folders hold other formats of it
+GIT, LFS = "sha1", "sha256"  # by which the hub names a file: of the git blob, of the bytes
 
 
 def fetch(recipe: dict, out: Path) -> None:
-    """Download ``recipe["repo"]`` at ``recipe["revision"]`` into `out`; files already there are not fetched again.
+    """Download ``recipe["repo"]`` at ``recipe["revision"]`` into `out`; files that are there whole are kept.
 
-    Of a dataset, the files matching ``recipe["files"]``; jsonl and csv are converted to parquet.
+    Of a dataset, the files matching ``recipe["files"]``; jsonl and csv are converted to parquet. Every file is hashed
+    against the hub's listing of that commit. Raises UserError, or Passing for what may pass by itself.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import filter_repo_objects
 
-    repo, revision = recipe["repo"], recipe["revision"]
-    patterns = MODEL_FILES if recipe["type"] == "model" else recipe["files"]
-    try:
-        snapshot_download(repo, repo_type=recipe["type"], revision=revision, local_dir=out, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise UserError(
-            f"{repo}@{revision[:8]} could not be fetched ({type(error).__name__}); check the network, the revision, "
-            "and for gated data your access token."
-        ) from error
-    if recipe["type"] == "dataset":
-        for path in sorted(out.rglob("*")):
-            if path.suffix in (".jsonl", ".csv"):
-                to_parquet(path)
+    repo, revision, model = recipe["repo"], recipe["revision"], recipe["type"] == "model"
+    chosen = {"allow_patterns": MODEL_FILES if model else recipe["files"], "ignore_patterns": BELOW if model else None}
+    whose = {"repo_type": recipe["type"], "revision": revision}
+    with hub_errors(f"{repo}@{revision[:8]}"):
+        entries = HfApi().list_repo_tree(repo, recursive=True, **whose)
+        listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        snapshot_download(repo, local_dir=out, **whose, **chosen)
+    wanted = list(filter_repo_objects(listed, **chosen))
+    for name in wanted:
+        check_file(out, name, listed[name])
+    if not wanted:
+        patterns = ", ".join(chosen["allow_patterns"])
+        raise UserError(f"{repo}@{revision[:8]} holds no file matching {patterns}; correct the repository or `files`.")
+    if not model:
+        for path in [out / name for name in wanted if name.endswith((".jsonl", ".csv"))]:
+            to_parquet(path)
         if not any(out.rglob("*.parquet")):
-            raise UserError(f"{repo}@{revision[:8]} holds no file matching {', '.join(patterns)}; correct `files`.")
+            raise UserError(f"{repo}@{revision[:8]}: none of {', '.join(wanted)} is parquet, jsonl or csv.")
+    shutil.rmtree(out / ".cache")  # the download's own book-keeping, with dates in it
+
+
+def check_file(out: Path, name: str, listed) -> None:
+    """Passing, with the file removed, when it is not the one that the hub's listing names."""
+    path = out / name
+    if listed.lfs is not None:
+        kind, expected, total = LFS, listed.lfs.sha256, hashlib.sha256()
+    else:
+        kind, expected, total = GIT, listed.blob_id, hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    if total.hexdigest() != expected:
+        path.unlink()
+        raise Passing(
+            f"{name} arrived with {kind} {total.hexdigest()[:12]}, the hub lists {expected[:12]}; it was removed: "
+            "start again, and it is fetched again."
+        )
+
+
+@contextlib.contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Whatever huggingface_hub raises, as one sentence without its own words, which may quote addresses."""
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's
+            raise
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            raise UserError(f"{what} cannot be fetched while HF_HUB_OFFLINE is set; unset it.") from None
+        if isinstance(cause, errors.GatedRepoError):
+            raise UserError(
+                f"{what} is gated: accept its terms on the hub, then set HF_TOKEN or log in with `hf auth login`."
+            ) from None
+        if isinstance(cause, errors.RevisionNotFoundError):
+            raise UserError(f"{what}: the repository has no such commit; correct `revision`.") from None
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            raise UserError(
+                f"{what}: there is no such repository, or it is private; correct `repo`, or set HF_TOKEN."
+            ) from None
+        status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
+        if status == 429:
+            raise Passing(f"{what}: the hub's rate limit is reached; start again later, or set HF_TOKEN.") from None
+        if status in (401, 403):
+            raise UserError(f"{what}: the hub refuses access (status {status}); correct HF_TOKEN.") from None
+        why = f"status {status}" if status else type(cause or error).__name__
+        raise Passing(
+            f"{what} could not be fetched ({why}); start again, what is whole is kept; check the network."
+        ) from None
 
 
 def branch_commits(repo: str) -> dict[str, str]:
     """Branch -> commit hash of a model repository; UserError when the hub does not answer."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
+    with hub_errors(repo):
         return {ref.name: ref.target_commit for ref in HfApi().list_repo_refs(repo).branches}
-    except (HfHubHTTPError, ConnectionError, OSError) as error:
-        raise UserError(
-            f"{repo}: its branches could not be listed ({type(error).__name__}); check the network and the name."
-        ) from error
 
 
 def to_parquet(path: Path) -> Path:

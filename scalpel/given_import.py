@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.analysis.weight_change import open_tensors
+from scalpel.artifact.checking import unchanged
 from scalpel.artifact.files import write_atomically
-from scalpel.artifact.identity import sha256_file
 from scalpel.errors import UserError
 from scalpel.given import model_files
 from scalpel.progress import track
@@ -40,26 +40,24 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     """Lay the model directories `sources` (by optimizer step) out in `out`.
 
     base: the base model. recipe: the step's, with the files' sha256 as the plan saw them and, if known,
-    questions_per_step and tokens_per_step. output: the trainer's output directory, which may hold its log.
+    questions_per_step, tokens_per_step and written_per_step. output: the trainer's output directory, which may hold
+    its log.
     Raises UserError naming the checkpoint that changed since the plan or is not one of this base model.
     """
     listing = []
     with ExitStack() as stack:
         wanted = {name: stored.shape for name, stored in open_tensors(base, stack).items()}
     for index, (step, source) in enumerate(track(sorted(sources.items()), "checkpoints taken in"), start=1):
-        files = model_files(source)
-        for path in files:
-            expected = recipe.get("files", {}).get(str(step), {}).get(path.name)
-            if expected and sha256_file(path) != expected:
-                raise UserError(f"{path} changed since the run was planned; start snakemake again.")
-        _check_shapes(source, wanted, base)
         target = out / "checkpoints" / f"step-{step:06d}"
         target.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
-                _link(path, target / path.name)
-        shutil.copyfile(source / "config.json", target / "config.json")
-        _check_config(source / "config.json", base / "config.json")
+        planned = recipe.get("files", {}).get(str(step), {})
+        with unchanged({source / name: digest for name, digest in planned.items()}):
+            _check_shapes(source, wanted, base)
+            for path in model_files(source):
+                if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+                    _link(path, target / path.name)
+            shutil.copyfile(source / "config.json", target / "config.json")
+            _check_config(source / "config.json", base / "config.json")
         for path in base.iterdir():
             if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
                 shutil.copyfile(path, target / path.name)
@@ -67,7 +65,7 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     last = max(sources)
     states = [directory / "trainer_state.json" for directory in (sources[last], *([Path(output)] if output else []))]
     log = next((read_log(path, recipe) for path in states if path.is_file()), None)
-    if log is None and (recipe.get("questions_per_step") or recipe.get("tokens_per_step")):
+    if log is None and _sizes(recipe):
         log = [{"step": step} | _sizes(recipe) for step in range(1, last + 1)]
     if log:
         pq.write_table(pa.Table.from_pylist(log), out / "log.parquet", compression="zstd")
@@ -84,6 +82,8 @@ def read_log(path: Path, recipe: dict) -> list[dict]:
         for entry in history:
             row = {"step": entry["step"]} | {new: entry.get(old) for old, new in COLUMNS.items()}
             rewards = {name.split("/")[1] + "_reward": v for name, v in entry.items() if _is_mean_reward(name)}
+            if "reward" not in entry:
+                row["written"] = 0  # supervised: nothing was sampled
             row |= rewards | _sizes(recipe, entry["step"] - before)
             if SEEN in entry and "tokens_per_step" not in recipe:
                 row["tokens"] = entry[SEEN] - seen
@@ -102,8 +102,8 @@ def _is_mean_reward(name: str) -> bool:
 
 def _sizes(recipe: dict, steps: int = 1) -> dict:
     """What the config says of each step; a logged row may stand for several."""
-    names = {"questions_per_step": "questions", "tokens_per_step": "tokens"}
-    return {new: recipe[old] * steps for old, new in names.items() if recipe.get(old)}
+    names = {"questions_per_step": "questions", "tokens_per_step": "tokens", "written_per_step": "written"}
+    return {new: recipe[old] * steps for old, new in names.items() if recipe.get(old) is not None}
 
 
 def _check_shapes(source: Path, wanted: dict[str, tuple[int, ...]], base: Path) -> None:

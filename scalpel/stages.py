@@ -25,16 +25,17 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
     "fetch": Stage(1, local=True, resumable=True),  # a model or dataset of the hub; compute nodes may have no network
     "toy": Stage(1),  # the generated world
-    "base": Stage(1),  # a base model with its tokenizer and chat template
+    "base": Stage(1, resumable=True),  # a base model with its tokenizer and chat template
     "questions": Stage(1),  # one question set, checked and laid out for its harness
-    "data": Stage(1),  # the rows that are trained on, and why each other row is not
+    "data": Stage(2),  # the rows that are trained on, and why each other row is not
     "order": Stage(1),  # in which order they are asked
-    "generate": Stage(1, resumable=True, cost="generate"),  # a model's own answers to them
+    "generate": Stage(2, resumable=True, cost="generate"),  # a model's own answers to them
+    "common": Stage(1),  # rows that several sources have answers to
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
     "audit": Stage(1, cost="audit"),  # probes of the installed stack: a gate of training runs, no input of theirs
-    "train": Stage(1, resumable=True, cost="train"),  # the method's own version counts, too
+    "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(1),  # checkpoints made elsewhere
-    "evaluate": Stage(1, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints
+    "evaluate": Stage(2, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints
     "kl": Stage(1, cost="kl"),
     "weight_change": Stage(1),
 }

@@ -172,6 +172,18 @@ def checked(tensors: Iterable[tuple[str, torch.Tensor]], model) -> Iterator[tupl
         raise UserError(f"weights sent to an engine: tensor {min(missing)} is missing; send all of the model.")
 
 
+def check_shapes(shapes: dict[str, list[int]], model) -> None:
+    """UserError when these are not the names and shapes of all weights of `model`, which may be without weights."""
+    wanted, needed = _expected(model)
+    try:
+        for name, shape in shapes.items():
+            _check(name, shape, wanted)
+        if missing := needed - shapes.keys():
+            raise ValueError(f"tensor {min(missing)} is missing")
+    except ValueError as error:
+        raise UserError(f"weights announced to an engine: {error}; it holds another model.") from None
+
+
 def _expected(model) -> tuple[dict[str, list[int]], set[str]]:
     """(shapes of a model's tensors by name, names of those that must be there: tied ones need not)."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,5 +1,6 @@
 """Train, take in or copy the base model: python -m scripts.base results/base/<model>-<digest>"""
 
+import shutil
 from pathlib import Path
 
 from scalpel.artifact.checking import checked_folder
@@ -11,6 +12,7 @@ FORM = ("kind", "chat_template", "config_edits", "files")  # fields of the recip
 
 
 def produce(job: Job) -> None:
+    shutil.rmtree(job.directory / "model", ignore_errors=True)  # what a start that was ended left
     template, edits = job.recipe["chat_template"], job.recipe.get("config_edits", {})
     if job.recipe["kind"] == "toy":
         from scalpel.toy.model import train_base

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scalpel.artifact.checking import checked
+from scalpel.artifact.checking import checked, unchanged
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 from scalpel.config.data import FilterRecipe
@@ -12,17 +12,20 @@ def produce(job: Job) -> None:
     from scalpel.data.filter import filter_rows
     from scalpel.data.sources import open_rows
 
-    source = job.recipe["source"]
+    source, planned = job.recipe["source"], {}
     if source["kind"] == "toy":
         files = [job.file("toy", "rows.parquet")]
     elif source["kind"] == "hub":
         files = [checked(path) for path in sorted((job.inputs["fetch"] / "files").rglob("*.parquet"))]
     else:
         files = [Path(job.settings["path"])]
-    rows = open_rows(files, source.get("columns", {}), source.get("constants", {}), source.get("boxed_answer_of"))
-    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
+        planned = {files[0]: source["sha256"]}
     recipe = FilterRecipe.of_identity(job.recipe["filter"])
-    filter_rows(rows, recipe, job.inputs["base"] / "model", guarded, job.directory)
+    columns, constants = source.get("columns", {}), source.get("constants", {})
+    guarded = [checked(directory / "text.parquet") for directory in job.inputs_of("questions").values()]
+    with unchanged(planned):
+        rows = open_rows(files, columns, constants, source.get("boxed_answer_of"), recipe.columns)
+        filter_rows(rows, recipe, job.inputs["base"] / "model", guarded, job.directory)
 
 
 if __name__ == "__main__":

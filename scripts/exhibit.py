@@ -1,4 +1,4 @@
-"""Make one figure or table: python -m scripts.exhibit results/figures/<study>/recipes/<exhibit>-<digest>.json"""
+"""Make one figure or table: python -m scripts.exhibit results/configs/exhibits/<study>.<exhibit>-<digest>.json"""
 
 from scalpel.exhibits.render import main
 

@@ -16,6 +16,7 @@ from scalpel.cost.estimate import estimate
 from scalpel.cost.render import render
 from scalpel.errors import UserError
 from scalpel.plan import Plan
+from scalpel.plan.feasible import refuse_what_cannot_run
 from scalpel.preflight import findings
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
 
@@ -40,6 +41,7 @@ def main() -> int:
         raw = read_yaml(Path("config.yaml")) if Path("config.yaml").is_file() else {}
         raw |= {"scale": options.scale} if options.scale else {}
         plan = Plan(load(raw, ROOT / "workflow"), ROOT / "workflow")
+        refuse_what_cannot_run(plan)
         show(Finding("plan", OK, f"Scale {plan.config.scale_name}: {' '.join(plan.config.scale.description.split())}"))
     except UserError as error:
         show(Finding("plan", ERROR, str(error)))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scalpel.artifact.checking import checked
 from scalpel.artifact.job import Job
 from scalpel.artifact.stage import run_stage
 
@@ -13,10 +14,10 @@ def produce(job: Job) -> None:
     if "toy" in job.inputs:
         folder, name = job.inputs["toy"] / "evaluation", job.recipe["toy"]
         files = {"questions": folder / f"{name}.parquet", "examples": folder / f"{name}_examples.parquet"}
-        files = {role: path for role, path in files.items() if path.is_file()}
+        files = {role: checked(path) for role, path in files.items() if role == "questions" or path.is_file()}
     else:
         files = {role: Path(path) for role, path in job.settings["paths"].items()}
-        files |= {role: fetched_file(directory) for role, directory in job.inputs_of("fetch").items()}
+        files |= {role: checked(fetched_file(directory)) for role, directory in job.inputs_of("fetch").items()}
     prepare(job.recipe, files, job.directory)
 
 

@@ -7,27 +7,30 @@ from scalpel.launch.crew import prepare_child
 
 if __name__ == "__main__":
     prepare_child()
+    from scalpel.artifact.disk import disk_errors
     from scalpel.artifact.job import open_job
     from scalpel.artifact.stage import quiet_libraries
     from scalpel.config.training import TrainSettings
-    from scalpel.errors import AGAIN, Interrupted, UserError
+    from scalpel.errors import AGAIN, Interrupted, UserError, status_of
 
     quiet_libraries()
     try:
-        job = open_job(Path(sys.argv[1]))
-        job.settings.pop("gpus", None)
-        settings = TrainSettings.model_validate(job.settings)
-        if job.stage == "audit":
-            from scalpel.audit.probes import audit
+        directory = Path(sys.argv[1])
+        with disk_errors(directory):
+            job = open_job(directory)
+            job.settings.pop("gpus", None)
+            settings = TrainSettings.model_validate(job.settings)
+            if job.stage == "audit":
+                from scalpel.audit.probes import audit
 
-            audit(settings, job.recipe["fingerprint"], job.directory)
-        else:
-            from scalpel.methods.run import train_job
+                audit(settings, job.recipe["fingerprint"], job.directory)
+            else:
+                from scalpel.methods.run import train_job
 
-            train_job(job, settings)
+                train_job(job, settings)
     except Interrupted as pause:
         print(pause, file=sys.stderr)
         sys.exit(AGAIN)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status_of(error))

@@ -1,4 +1,4 @@
-"""Write a study's report: python -m scripts.report results/report/<study>/recipes/report-<digest>.json"""
+"""Write a study's report: python -m scripts.report results/configs/exhibits/<study>.report-<digest>.json"""
 
 from scalpel.report.build import main
 

@@ -1,7 +1,8 @@
 """Which results are finished, which are missing, and which were made by other code: python -m scripts.status
 
-Drift is shown, never acted on: a result made by older code stands until its directory is deleted or its
-stage's version is raised in scalpel/stages.py.
+Drift is shown, never acted on: a result made by older code stands until its directory is moved aside or its stage's
+version is raised in scalpel/stages.py. A result that was taken away although what was made of it stands is missing, and
+Snakemake does not make it again by itself; the command that does is named.
 """
 
 import sys
@@ -13,6 +14,8 @@ from scalpel.artifact.provenance import circumstances
 from scalpel.config.load import load, read_yaml
 from scalpel.errors import UserError
 from scalpel.plan import Plan
+
+SNAKEMAKE = ".venv/bin/snakemake --cores 2"
 
 
 def changed_fields(old: object, new: object, where: str = "") -> list[str]:
@@ -28,17 +31,18 @@ def changed_fields(old: object, new: object, where: str = "") -> list[str]:
 def main() -> int:
     root = Path(".")
     plan = Plan(load(read_yaml(root / "config.yaml"), ROOT / "workflow"), ROOT / "workflow", root)
-    now = circumstances()
-    rows = []
+    now, wanted = circumstances(), plan.wanted()
+    rows: list[tuple[str, str, str]] = []
     for step in plan.steps.values():
         directory = root / step.directory
         if (directory / MANIFEST).is_file():
             made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
             drift = [f"code {made.get('code')}, now {now['code']}"] if made.get("code") != now["code"] else []
             drift += changed_fields(made.get("packages", {}), now["packages"], "package")
-            rows.append(("finished", step, "; ".join(drift)))
+            rows.append(("finished", step.directory, "; ".join(drift)))
             continue
-        state = "running" if holders(directory) else "missing"
+        busy = holders(directory)
+        state = "running" if busy else "missing"
         others = sorted(directory.parent.glob(f"{step.name}-*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
         difference = ""
         if others:
@@ -47,11 +51,20 @@ def main() -> int:
             new_inputs = {role: item.digest for role, item in step.inputs.items()}
             lines = changed_fields(old["recipe"], step.recipe) + changed_fields(inputs, new_inputs, "input")
             difference = f"since {others[-1].parent.name}: " + ", ".join(lines)
-        rows.append((state, step, difference))
-    for state, step, note in rows:
-        print(f"{state:9} {step.directory}" + (f"   [{note}]" if note else ""))
+        if busy:
+            difference = f"by {busy[0]}"
+        elif step.digest not in wanted:
+            difference = f"what was made of it stands; make it again by: {SNAKEMAKE} {step.manifest}"
+        rows.append((state, step.directory, difference))
     done = sum(state == "finished" for state, _, _ in rows)
-    print(f"{done} of {len(rows)} results finished", file=sys.stderr)
+    total = len(rows)
+    for drawing in plan.drawings.values():
+        there = (root / drawing.record_path).is_file()
+        state = "current" if plan.is_current(drawing) else "outdated" if there else "missing"
+        rows.append((state, drawing.files[0], ""))
+    for state, what, note in rows:
+        print(f"{state:9} {what}" + (f"   [{note}]" if note else ""))
+    print(f"{done} of {total} results finished", file=sys.stderr)
     return 0
 
 

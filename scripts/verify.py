@@ -1,31 +1,33 @@
-"""Re-hash every finished result and name what is missing, altered or truncated: python -m scripts.verify [results]"""
+"""Hash every finished result and exhibit; name what is damaged and what was derived from it:
+python -m scripts.verify [results]
+"""
 
 import sys
 from pathlib import Path
 
-from scalpel.artifact.files import MANIFEST
-from scalpel.artifact.manifest import problems
-from scalpel.errors import UserError
+from scalpel.damage import find, finished
 
 
-def main(root: Path) -> int:
-    finished = sorted(path.parent for path in root.glob(f"*/*/{MANIFEST}"))
-    if not finished:
-        print(f"{root}: no finished result to verify", file=sys.stderr)
-        return 0 if root.is_dir() else 2
-    bad = 0
-    for directory in finished:
-        try:
-            found = problems(directory)
-        except UserError as error:
-            found = [str(error)]
-        bad += bool(found)
-        for problem in found:
-            print(problem)
-    print(f"{len(finished)} results, {len(finished) - bad} whole, {bad} damaged", file=sys.stderr)
-    if bad:
-        print("error: delete a damaged result's directory and run snakemake to make it again", file=sys.stderr)
-    return 1 if bad else 0
+def main(results: Path) -> int:
+    places = finished(results)
+    if not places:
+        print(f"{results}: no finished result to verify", file=sys.stderr)
+        return 0 if results.is_dir() else 2
+    found = find(results)
+    for item in found:
+        for line in item.problems + item.derived:
+            print(line)
+    damaged = sum(bool(item.problems) for item in found)
+    derived = len(found) - damaged
+    total = f"{len(places)} results and exhibits"
+    print(
+        f"{total}, {len(places) - len(found)} whole, {damaged} damaged, {derived} derived from damage", file=sys.stderr
+    )
+    if found:
+        print(
+            "error: `make repair` lists what is to be made again, `make repair YES=1` moves it aside", file=sys.stderr
+        )
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -9,12 +9,17 @@
 * SLURM is asked for news at least every 4 x slurm-init-seconds-before-status-checks, not every three minutes.
 * A job of several nodes asks for all of them (resource ``span_nodes``), while its first step, Snakemake itself,
   runs on one: the launcher reaches the others by srun.
+* Whatever stands in the path of the checkout or of Python is one word of every command line: by themselves paths are
+  left as they are, or within double quotes, where a shell executes what it finds in ``$(...)``.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +36,20 @@ def extend(plan, site) -> None:
     """Change the plugin's executor, if it is installed. Nothing is asked of SLURM before the executor is made."""
     try:
         import snakemake_executor_plugin_slurm as plugin
+        import snakemake_executor_plugin_slurm_jobstep as jobstep
         from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+        from snakemake_interface_executor_plugins import utils
         from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
     except ImportError:
         return
     executor = plugin.Executor  # changed in place: Snakemake has taken note of the class before it read the Snakefile
     old = vars(executor).get("old")  # and it reads the Snakefile more than once
     if old is None:
-        methods, functions = ("__post_init__", "run_job", "check_active_jobs"), ("query_job_status", "set_gres_string")
+        methods = ("__post_init__", "run_job", "check_active_jobs", "format_job_exec")
+        functions = ("query_job_status", "set_gres_string")
         old = executor.old = {name: getattr(executor, name) for name in methods}
         old |= {name: getattr(plugin, name) for name in functions}
+        old["format_cli_value"] = utils.format_cli_value
     watched = Watched()
 
     def post_init(self, *args, **kwargs):
@@ -93,8 +102,28 @@ def extend(plan, site) -> None:
         every = f" --gpus={f'{model}:' if model else ''}{gpus * nodes}" if gpus else ""
         return f" --nodes={nodes}{every}"  # sbatch goes by the last --nodes
 
+    def format_job_exec(self, job) -> str:
+        text = old["format_job_exec"](self, job)
+        # The plugin puts this within double quotes and sees to those in it alone.
+        return text if self.workflow.executor_settings.pass_command_as_script else within_double_quotes(text)
+
+    def format_cli_value(value, quote=False, base64_encode=False):
+        if quote and isinstance(value, str) and not base64_encode and not utils.is_quoted(value):
+            return shlex.quote(value)
+        return old["format_cli_value"](value, quote=quote, base64_encode=base64_encode)
+
+    def get_python_executable(self) -> str:
+        return shlex.quote(sys.executable)
+
+    executor.format_job_exec, utils.format_cli_value = format_job_exec, format_cli_value
+    executor.get_python_executable = jobstep.Executor.get_python_executable = get_python_executable
     executor.__post_init__, executor.run_job, executor.check_active_jobs = post_init, run_job, check_active_jobs
     plugin.query_job_status, plugin.set_gres_string = query_job_status, set_gres_string
+
+
+def within_double_quotes(text: str) -> str:
+    """`text` as it must stand within a shell's double quotes, but for double quotes themselves."""
+    return re.sub(r"([\\\\$`])", r"\\\1", text)
 
 
 @dataclass
@@ -125,14 +154,14 @@ def settled(states: dict[str, str], active: set[str], since: dict[str, float], n
 
 def waiting_job(comment: str, workdir: str) -> str | None:
     """Id of a job of this checkout that waits or runs and has this comment; None when there is none."""
-    command = ["squeue", "--noheader", "--states", WAITING, "--format", "%i|%Z|%k"]
+    command = ["squeue", "--noheader", "--states", WAITING, "--format", "%i|%k|%Z"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
         return None
     here = os.path.realpath(workdir)
     for line in done.stdout.splitlines():
-        job, where, said = [*line.split("|", 2), "", ""][:3]
+        job, said, where = [*line.split("|", 2), "", ""][:3]
         if said == comment and os.path.realpath(where) == here:
             return job
     return None

@@ -105,7 +105,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
-        return {"scores.parquet": _scores(run, wanted, list(recipe["tasks"]), seed, rng)}
+        scores = _scores(run, wanted, list(recipe["tasks"]), seed, rng)
+        return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
     if stage == "weight_change":
@@ -151,6 +152,19 @@ def _scores(run: str, steps: list[int], tasks: list[str], seed: int, rng) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
+def _samples(scores: pd.DataFrame, rng) -> pd.DataFrame:
+    """Two answers to every question, right with the score as their probability."""
+    rows = []
+    for step, task, metric, value, questions in scores[["step", "task", "metric", "value", "questions"]].values:
+        right = rng.random((int(questions), 2)) < value
+        rows += [
+            (int(step), task, metric, question, sample, float(right[question, sample]))
+            for question in range(int(questions))
+            for sample in range(2)
+        ]
+    return pd.DataFrame(rows, columns=["step", "task", "metric", "question", "sample", "score"])
+
+
 def _kl(run: str, rng) -> pd.DataFrame:
     steps = checkpoint_steps(run)
     height, speed = (0.08, 1.5) if run == "grpo" else (1.2, 8)
@@ -173,12 +187,3 @@ def _weight_change(run: str, rng) -> pd.DataFrame:
                 size *= (1.2 if p < 2 else 1.0) * rng.uniform(0.95, 1.05)
                 rows.append((step, layer, projection, size * 10, 10.0, size))
     return pd.DataFrame(rows, columns=["step", "layer", "projection", "change_norm", "base_norm", "relative"])
-
-
-def describe(plan: Plan, study: str, name: str) -> None:
-    """What Snakemake's start and the rule `describe` do for one exhibit: its recipe file."""
-    plan.record()
-    drawing = plan.drawings[study, name]
-    path = plan.root / drawing.recipe_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(plan.root / drawing.draft_path, path)

@@ -114,7 +114,7 @@ def test_kl_is_not_negative():
 
 
 def test_kl_tokens_are_the_chat_template_s(base, questions):
-    asked, _ = read_questions(questions, base, KLRecipe())
+    asked, *_ = read_questions(questions, base, KLRecipe())
     tokenizer = load_tokenizer(base)
     for question, item in zip(asked, pq.read_table(questions).to_pylist(), strict=True):
         assert question.ids == token_ids(tokenizer, item["problem"], item["solution"])
@@ -131,7 +131,7 @@ def test_kl_leaves_long_rows_out_and_says_so(base, checkpoints, questions, tmp_p
 
 
 def test_batches_hold_every_question_once(base, questions):
-    asked, _ = read_questions(questions, base, KLRecipe())
+    asked, *_ = read_questions(questions, base, KLRecipe())
     batches = by_length(asked, 100)
     assert sorted(q.row for batch in batches for q in batch) == [q.row for q in asked]
     assert all(len(batch) == 1 or len(batch) * max(len(q.ids) for q in batch) <= 100 for batch in batches)

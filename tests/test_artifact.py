@@ -3,13 +3,19 @@
 import errno
 import json
 import math
+import os
+import socket
+import subprocess
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalpel.artifact.disk import disk_errors
+from scalpel.artifact.files import temporary
 from scalpel.artifact.identity import canonical, digest_of, sha256_file
 from scalpel.artifact.job import open_job
+from scalpel.artifact.lease import clear_remains
 from scalpel.artifact.manifest import contents, problems
 from scalpel.artifact.stage import making
 from scalpel.artifact.step import Step, record_recipe
@@ -78,6 +84,26 @@ def test_result_is_made_once_and_verified(tmp_path):
     assert any("missing" in line for line in problems(directory))
 
 
+def test_files_are_on_the_disk_before_the_manifest_that_lists_them(tmp_path, monkeypatch):
+    directory, synced, fsync = tmp_path / small(tmp_path).directory, set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), fsync(handle)))
+    replace = os.replace
+
+    def checked(source, target):
+        if target.name == "manifest.json":
+            listed = (directory / "sub", directory / "sub" / "a", directory / "b", directory)
+            assert [path for path in listed if path.stat().st_ino not in synced] == []
+            synced.add("asked")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", checked)
+    with making(directory):
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a").write_text("a")
+        (directory / "b").write_text("b")
+    assert "asked" in synced
+
+
 def test_failed_stage_leaves_no_manifest(tmp_path):
     directory = tmp_path / small(tmp_path).directory
     with pytest.raises(ValueError), making(directory):
@@ -90,7 +116,7 @@ def test_failed_stage_leaves_no_manifest(tmp_path):
 
 def test_full_disk_is_one_sentence(tmp_path):
     directory = tmp_path / small(tmp_path).directory
-    with pytest.raises(UserError, match="No space left"), making(directory):
+    with pytest.raises(UserError, match="No space left"), disk_errors(directory), making(directory):
         raise OSError(errno.ENOSPC, "No space left on device", "x.safetensors")
     assert not (directory / "manifest.json").exists()
 
@@ -124,15 +150,34 @@ def test_unfinished_input_is_named(tmp_path):
         open_job(tmp_path / gated.directory)
 
 
-def test_what_a_killed_process_left_is_no_part_of_a_result(tmp_path):
+def test_temporary_files_are_no_part_of_a_result(tmp_path):
+    """Neither those of dead processes nor of live ones, at the top or deeper; and none is left."""
     directory = tmp_path / small(tmp_path).directory
-    for name in (".provenance.json.0a1b2c3d", ".manifest.json.0a1b2c3d"):
-        (directory / name).write_text("half")
+    for name in ("provenance.json", "manifest.json"):
+        temporary(directory / name).write_text("half")
     with making(directory):
-        (directory / "a").write_text("a")
-        (directory / ".finished.json.0a1b2c3d").write_text("half")  # of a process that still runs
-    assert list(json.loads((directory / "manifest.json").read_text())["files"]) == ["a"]
-    assert not (directory / ".provenance.json.0a1b2c3d").exists() and problems(directory) == []
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a").write_text("a")
+        temporary(directory / "finished.json").write_text("half")
+        temporary(directory / "sub" / "b.parquet").write_text("half")
+        temporary(directory / "recipe.json").write_text("half")  # of another start of Snakemake, which still writes
+    assert list(json.loads((directory / "manifest.json").read_text())["files"]) == ["sub/a"]
+    assert problems(directory) == []
+    assert [path.name.split(".")[1] for path in directory.rglob(".*")] == ["recipe"]
+
+
+def test_what_dead_processes_left_is_removed_at_the_next_start(tmp_path):
+    directory = tmp_path / small(tmp_path).directory
+    child = subprocess.Popen(["sleep", "60"])
+    of_child = directory / f".recipe.json.0a1b2c3d.{child.pid}@{socket.gethostname()}.tmp"
+    of_child.write_text("half")
+    (directory / "lease.json").write_text("{}")
+    clear_remains(directory)
+    assert of_child.exists(), "its process lives"
+    child.kill()
+    child.wait()
+    clear_remains(directory)
+    assert not of_child.exists()
 
 
 def test_state_is_no_part_of_a_result(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import re
 
 import numpy as np
 import pytest
@@ -173,7 +175,7 @@ def test_published_numbers_are_those_of_the_fact_sheet(shared_data):
 
 def evidence_of(made) -> Evidence:
     plan, root = made
-    return measured(Results.of_entries([entry.record() for entry in plan.entries[STUDY]], root))
+    return measured(Results.of_entries([entry.record() for entry in plan.entries[STUDY]], root / "results"))
 
 
 def test_evidence_joins_seeds(tmp_path):
@@ -217,6 +219,39 @@ def test_degenerate_results_decide_nothing_by_accident(tmp_path, edit):
     if edit.__name__ == "nan_scores":
         for start in ("GRPO gives", "SFT gives", "GSM8k", "SFT degrades", "KL grows", "SFT trains", "Freezing MLPs is"):
             assert verdict(start) == UNTESTABLE
+
+
+ODD = (0.0, 1.0, -1e-12, 1e-100, 1e100, math.nan, math.inf, -math.inf)
+
+
+def odd_evidence(seed: int) -> Evidence:
+    """Evidence in which some of everything is missing, empty, zero, equal or no number."""
+    rng = random.Random(seed)
+
+    def odd(value):
+        return rng.choice(ODD) if rng.random() < 0.5 else value
+
+    def some(found: dict) -> dict:
+        return {key: value for key, value in found.items() if rng.random() < 0.9}
+
+    whole = evidence()
+    return Evidence(
+        scores=some({run: some({t: Score(odd(s.value), odd(s.stderr)) for t, s in found.items()})
+                     for run, found in whole.scores.items()}),
+        kl=some({run: some({step: odd(value) for step, value in curve.items()}) for run, curve in whole.kl.items()}),
+        change=some({run: some({p: [odd(v) for v in layers[: rng.choice((0, 1, 4, 4, 4))]] for p, layers in c.items()})
+                     for run, c in whole.change.items()}),
+        log=some({run: some({name: [odd(v) for v in values[: rng.choice((0, 1, 9, 40))]] for name, values in c.items()})
+                  for run, c in whole.log.items()}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.text)
+def test_a_claim_is_never_an_error_and_never_decided_by_what_is_no_number(claim):
+    for seed in range(400):
+        outcome = claim.outcome(odd_evidence(seed))
+        assert outcome.verdict in (APPEARS, ABSENT, UNTESTABLE), seed
+        assert not re.search(r"\b(nan|inf)\b", outcome.measured), (seed, outcome)
 
 
 def test_runs_that_are_not_there_make_a_claim_untestable(tmp_path):

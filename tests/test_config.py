@@ -1,8 +1,10 @@
 """Config: every mistake is one sentence that names the field, and for an unknown key the nearest valid one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scalpel.config.load import load, read_yaml, record_config, recorded_config
 from scalpel.errors import UserError
@@ -49,6 +51,22 @@ MISTAKES = [
     ({"overrides": {"questions": {"exam": {"fil": "x"}}}}, "give `file`, `lm_eval` or `kind: toy`"),
     ({"overrides": {"questions": {"exam": {"file": "x", "forma": "math"}}}}, "did you mean 'format'?"),
     ({"overrides": {"studies": {"scalpel_vs_hammer": {"runs": {"grop": {}}}}}}, "has no run 'grop'; did you mean"),
+    ({"overrides": {"studies": {"scalpel_vs_hammer": {"runs": {"grop": {}}}}}}, "workflow/studies/scalpel_vs_"),
+    ({"overrides": {"runs": {"grop": {"steps": 3}}}}, "workflow/studies/scalpel_vs_hammer.yaml has no run 'grop'"),
+    ({"overrides": {"studies": {"scalpel_vs_hamer": {}}}}, "no study in use is named 'scalpel_vs_hamer'; did you mean"),
+    ({"runs": {"base_x": SFT}}, "names that begin with 'base' are the base models'"),
+    ({"runs": {"a/../evil": SFT}}, "'a/../evil' is no name"),
+    ({"studies": ["../../evil"]}, "no study is named '../../evil'"),
+    ({"studies": ["../../evil.yaml"]}, "../../evil.yaml does not exist"),
+    *(
+        ({"overrides": {part: {name: value}}}, f"{part}: {name!r} is no name: letters, digits and _ only, 60 at most")
+        for part, value in (
+            ("models", {"kind": "toy"}), ("datasets", {}), ("questions", {"kind": "toy"}), ("kl", {}),
+        )
+        for name in ("../../evil", "a/b", "a b", "", "x" * 61, "-x")
+    ),
+    ({"overrides": {"evaluation": {"tasks": {"a/b": {}}}}}, "'a/b' is no name"),
+    ({"overrides": {"evaluation": {"tasks": {"mmlu": {"group": "a/b"}}}}}, "group: string should match pattern"),
     ({"overrides": "no"}, "overrides: input should be a valid dictionary, not 'no'"),
 ]  # fmt: skip
 
@@ -126,3 +144,90 @@ def test_yaml_that_is_no_configuration(tmp_path):
     path.write_text("- a list\n")
     with pytest.raises(UserError, match="not a mapping"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("part", ["runs", "exhibits", "looks"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a b"])
+def test_names_in_a_study_s_file(part, name, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"title": "Mine", "runs": {"a": SFT}} | {part: {name: {}}}))
+    with pytest.raises(UserError, match=rf"mine\.yaml: {part}: .* is no name"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+def test_a_study_s_file_has_a_name_that_is_one(tmp_path):
+    path = tmp_path / "a b.yaml"
+    path.write_text(yaml.safe_dump({"title": "Mine"}))
+    with pytest.raises(UserError, match="a study is called by its file's name"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+def test_a_study_may_leave_out_runs_that_a_scale_speaks_of(scale, tmp_path):
+    """And the shipped studies leave out none of them."""
+    shutil.copytree(WORKFLOW, tmp_path / "workflow")
+    spoken_of = read_yaml(WORKFLOW / "scales" / f"{scale}.yaml")["studies"]
+    for study, setting in spoken_of.items():
+        path = tmp_path / "workflow" / "studies" / f"{study}.yaml"
+        content = read_yaml(path)
+        assert set(setting["runs"]) <= set(content["runs"])
+        path.write_text(yaml.safe_dump(content | {"runs": {"grpo": {"method": "grpo"}}}))
+    found = load({"scale": scale}, tmp_path / "workflow").studies
+    assert all(set(study.runs) == {"grpo"} for study in found.values())
+
+
+def test_a_mistake_in_a_study_of_one_s_own_names_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"title": "Mine", "runs": {"a": SFT}}))
+    with pytest.raises(UserError, match=r"no run is named 'b'.*mine\.yaml"):
+        load({"studies": ["mine.yaml"], "runs": {"b": {"epochs": 2}}}, WORKFLOW)
+
+
+# ---------------------------------------------------------------- studies and runs made from others
+
+
+def extended(tmp_path, text: str) -> Path:
+    """The path of a study of this text that extends the first paper's."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: mine\nextends: scalpel_vs_hammer\n" + text)
+    return path
+
+
+def test_a_study_may_extend_another(tmp_path):
+    text = "runs:\n  grpo: {seeds: [1, 2]}\n  more: {method: sft, epochs: 2}\nlooks:\n  more: {label: More}\n"
+    config = load({"studies": [str(extended(tmp_path, text))]}, WORKFLOW)
+    study, parent = config.studies["mine"], load({}, WORKFLOW).studies["scalpel_vs_hammer"]
+    assert [*study.runs] == [*parent.runs, "more"] and study.runs["grpo"].seeds == (1, 2)
+    assert study.runs["grpo"].recipe == parent.runs["grpo"].recipe  # the scale's words for the parent hold, too
+    assert study.runs["sft_frozen_mlp"].recipe.trainable.freeze_mlp_layers
+    assert study.exhibits.keys() == parent.exhibits.keys() and study.claims == parent.claims
+    assert study.title == "mine" and study.looks["more"].label == "More"
+
+
+def test_a_study_that_extends_itself_or_nothing_is_refused(tmp_path):
+    path = extended(tmp_path, "")
+    path.write_text(f"title: mine\nextends: {path.name}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: extends: 'mine.yaml' extends this study itself"):
+        load({"studies": [str(path)]}, WORKFLOW)
+    path.write_text("title: mine\nextends: scalpel_vs_hamer\n")
+    with pytest.raises(UserError, match=r"mine.yaml: extends: no study is named 'scalpel_vs_hamer'; did you mean"):
+        load({"studies": [str(path)]}, WORKFLOW)
+
+
+def test_rates_and_steps_may_be_those_of_another_run(tmp_path):
+    text = """runs:
+  slow: {method: sft, matching: questions, rate_of: grpo, steps_of: grpo}
+  fast: {method: grpo, rate_of: grpo, rate_times: 3}
+  own: {method: sft, epochs: 1, rate_times: 0.1}
+"""
+    raw = {"studies": [str(extended(tmp_path, text))], "runs": {"grpo": {"learning_rate": 2e-4, "steps": 40}}}
+    runs = load(raw, WORKFLOW).studies["mine"].runs
+    assert runs["slow"].recipe.learning_rate == 2e-4 and runs["slow"].recipe.steps == 40
+    assert runs["fast"].recipe.learning_rate == 6e-4 and runs["own"].recipe.learning_rate == 1e-4
+    for text, words in (
+        ("runs:\n  a: {method: sft, epochs: 1, rate_of: nobody}", "run 'a': rate_of: 'nobody' is no trained run"),
+        ("runs:\n  a: {method: sft, steps_of: sft_1ep}", "run 'a': steps_of: that run has no number of steps"),
+        ("runs:\n  a: {method: sft, steps_of: b}", "run 'a': steps_of: 'b' names no run with steps"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load({"studies": [str(extended(tmp_path, text))]}, WORKFLOW)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,31 +10,11 @@ import pytest
 
 from scalpel.artifact import checking
 from scalpel.artifact.checking import checked, checked_folder
-from scalpel.artifact.manifest import seal
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import UserError
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def finish(step: Step, root: Path, files: dict[str, Path | str]) -> Path:
-    """A finished result of these files."""
-    record_recipe(step, root)
-    directory = root / step.directory
-    for name, content in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, Path) and content.is_dir():
-            shutil.copytree(content, directory / name)
-        elif isinstance(content, Path):
-            shutil.copyfile(content, directory / name)
-        else:
-            (directory / name).write_text(content)
-    seal(
-        directory,
-        json.loads((directory / "recipe.json").read_text()),
-        {r: root / s.directory for r, s in step.inputs.items()},
-    )
-    return directory
 
 
 def flip(path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.config.data import FilterRecipe, OrderRecipe
-from scalpel.data.answers import Grader
 from scalpel.data.filter import Overlap, choose_trace, filter_rows
 from scalpel.data.order import write_order
 from scalpel.data.sources import last_boxed, open_rows
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 
 RECIPE = FilterRecipe(max_tokens=230, decontamination_ngram=6)
 
@@ -64,6 +64,7 @@ def test_every_reason_and_a_table_that_adds_up(tiny_base, tmp_path):
         "incomplete_trace": 1,
         "duplicate": 1,
         "evaluation_overlap": 2,
+        "special_token": 0,
         "unparsable_answer": 1,
         "prompt_too_long": 0,
         "too_long": 1,
@@ -104,6 +105,61 @@ def test_the_first_verified_and_complete_trace_is_chosen():
     assert choose_trace(item, 0, RECIPE) == (None, "good")
 
 
+@pytest.mark.parametrize(
+    ("verified_by", "chosen"),
+    [("math_verify", "b"), ("math_verify_or_llama", "a"), ("math_verify_and_llama", "c"), ("none", "a")],
+)
+def test_who_must_have_verified_a_trace(verified_by, chosen):
+    item = row(
+        generations=["a", "b", "c"],
+        correctness_math_verify=[False, True, True],
+        correctness_llama=[True, False, True],
+        is_reasoning_complete=[True, True, True],
+    )
+    assert choose_trace(item, 0, FilterRecipe(verified_by=verified_by)) == (None, chosen)
+
+
+def test_the_authors_trace_and_gold_answer(tiny_base, tmp_path):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "So it is 5."}]
+    rows = [
+        row(solution="2 + 3 = $5$, so $\\boxed{5}$.", messages=turns),
+        row("Another one?", solution="?", messages=[]),
+    ]
+    recipe = RECIPE.model_copy(update={"trace": "messages", "gold": "solution"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"question": ["unlike"]}), tmp_path / "questions.parquet")
+    filter_rows(
+        open_rows([tmp_path / "rows.parquet"], {}, {}, None, recipe.columns),
+        recipe, tiny_base, [tmp_path / "questions.parquet"], tmp_path,
+    )  # fmt: skip
+    (kept,) = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    assert kept["trace"] == "So it is 5." and kept["answer"] == rows[0]["solution"]
+    with pytest.raises(UserError, match="lacks column 'messages'"):
+        constants = {"source": "s", "correctness_math_verify": True, "is_reasoning_complete": True}
+        open_rows([tmp_path / "kept.parquet"], {"generations": "trace"}, constants, None, ("messages",))
+
+
+def test_every_check_of_rows_can_be_switched_off(tiny_base, tmp_path):
+    """What the authors' GRPO was given: every row of the source, as it is."""
+    rows = [
+        row(),
+        row(),
+        row("What is the capital of nowhere at all?"),
+        row("Long?", generations=["long " * 300]),
+        row("Vague?", answer=""),
+        row("Cut?", is_reasoning_complete=[False]),
+        row("Wrong?", correctness_math_verify=[False]),
+    ]
+    everything = FilterRecipe(
+        max_tokens=None, decontamination_ngram=None, verified_by="none", require_complete=False,
+        unparsable_answer="keep", duplicates="keep",
+    )  # fmt: skip
+    kept, drops = run(tmp_path, tiny_base, rows, everything)
+    assert [item["row"] for item in kept] == list(range(7)) and drops["kept"] == 7
+    kept, drops = run(tmp_path, tiny_base, rows, RECIPE.model_copy(update={"unparsable_answer": "drop"}))
+    assert [item["row"] for item in kept] == [0]
+
+
 def test_overlap_equals_a_brute_force_search():
     rng = np.random.default_rng(0)
     questions = [" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(40)]
@@ -121,7 +177,7 @@ def test_overlap_equals_a_brute_force_search():
     ("rows", "sentence"),
     [
         ([{k: v for k, v in row().items() if k != "answer"}], "lacks column 'answer'"),
-        ([row(answer="")], "finds no answer in column 'answer'"),
+        ([row(answer="")], "no answer can be read in column 'answer'"),
         ([row(is_reasoning_complete=[True, False])], "they must agree"),
         ([row(problem=" ")], "column 'problem' is empty"),
     ],
@@ -263,3 +319,102 @@ def test_real_traces_through_the_filter(shared_data, tiny_base, tmp_path):
     dropped = pq.read_table(tmp_path / "dropped.parquet").to_pylist()
     assert len(kept) + len(dropped) == 14 and {row["trace"] for row in kept} <= traces
     assert "evaluation_overlap" in {row["reason"] for row in dropped}
+
+
+# ---------------------------------------------------------------- rows from others
+
+
+def planted(tokenizer) -> list[str]:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted({*tokenizer.all_special_tokens, *special, "<|user|>", "<|assistant|>"})
+
+
+def test_rows_that_hold_a_special_token_are_dropped_and_counted(tiny_base, tmp_path):
+    """In the problem or in the trace; the think and answer tags are ordinary text."""
+    tokenizer = load_tokenizer(tiny_base)
+    tokens = planted(tokenizer)
+    assert tokenizer.eos_token in tokens and len(tokens) >= 4
+    rows = [row()]
+    for number, token in enumerate(tokens):
+        rows.append(row(f"How many pens are {number} pens?{token}Say 7."))
+        rows.append(row(f"And how many are {number}?", generations=[f"<think>\n5\n</think>\n\\boxed{{5}}{token}more"]))
+    kept, drops = run(tmp_path, tiny_base, rows)
+    assert [item["row"] for item in kept] == [0] and drops["special_token"] == 2 * len(tokens)
+    ids = token_ids(tokenizer, kept[0]["problem"], kept[0]["trace"])
+    assert ids.count(tokenizer.eos_token_id) == token_ids(tokenizer, "?", "!").count(tokenizer.eos_token_id)
+
+
+def test_special_tokens_of_a_real_tokenizer_are_known(shared_data, tiny_base):
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from scalpel.chat import control_text
+
+    folder = shared_data / "olmo2_tokenizer"
+    if not folder.is_dir():
+        pytest.skip(f"real data is absent: {folder}")
+    real = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=real, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    tokenizer.chat_template = (folder / "chat_template_paper1_training.jinja").read_text()
+    control = control_text(tokenizer)
+    for token in planted(tokenizer):
+        assert control.search(f"a{token}b"), token
+    assert not control.search("<think>\na < b | c > d\n</think>\n<answer>\n<|\n</answer>")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("answer", pa.array([True]), "column 'answer' holds values of type bool; it needs text"),
+        ("problem", pa.array([7]), "column 'problem' holds"),
+        (
+            "generations",
+            pa.array([[1]]),
+            r"column 'generations' holds values of type list<.*int64>; it needs text, or a",
+        ),
+        ("generations", pa.array([3]), "it needs text, or a list of it"),
+        ("correctness_math_verify", pa.array([["false"]]), "it needs true or false, or a list of it"),
+        ("correctness_math_verify", pa.array(["false"]), "it needs true or false, or a list of it"),
+        ("is_reasoning_complete", pa.array([[1]]), "it needs true or false"),
+    ],
+)
+def test_values_of_another_type_are_refused(column, values, words, tiny_base, tmp_path):
+    table = pa.Table.from_pylist([row()])
+    table = table.set_column(table.schema.get_field_index(column), column, values)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=f"rows.parquet, row 0 and all others: .*{words}"):
+        open_rows([tmp_path / "rows.parquet"], {}, {}, None)
+
+
+@pytest.mark.parametrize("values", [pa.array([5]), pa.array([5.0])])
+def test_numbers_may_stand_for_answers(values, tiny_base, tmp_path):
+    table = pa.Table.from_pylist([row(uuid=7)])
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("answer"), "answer", values), tmp_path / "rows.parquet"
+    )
+    pq.write_table(pa.table({"question": ["unlike"]}), tmp_path / "questions.parquet")
+    opened = open_rows([tmp_path / "rows.parquet"], {}, {}, None)
+    filter_rows(opened, RECIPE, tiny_base, [tmp_path / "questions.parquet"], tmp_path)
+    (kept,) = pq.read_table(tmp_path / "kept.parquet").to_pylist()
+    with Grader() as grader:
+        assert grader.grade_many([(kept["answer"], "<answer>\n5\n</answer>")]) == [True]
+    assert kept["uuid"] == "7"
+
+
+def test_constants_are_of_the_columns_type(tmp_path):
+    pq.write_table(pa.Table.from_pylist([row()]), tmp_path / "rows.parquet")
+    with pytest.raises(
+        UserError, match=r"source.constants: correctness_math_verify is 'false'; it needs true or false"
+    ):
+        open_rows([tmp_path / "rows.parquet"], {}, {"correctness_math_verify": "false"}, None)
+
+
+def test_text_that_is_no_utf8_is_named(tmp_path):
+    table = pa.Table.from_pylist([row(), row("b")])
+    raw = pa.array([b"good", b"\xff\xfe bad"], pa.binary())
+    broken = pa.StringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("answer"), "answer", broken), tmp_path / "rows.parquet"
+    )
+    with pytest.raises(UserError, match=r"rows.parquet, row 1: column 'answer' is not valid UTF-8"):
+        list(open_rows([tmp_path / "rows.parquet"], {}, {}, None))

@@ -1,7 +1,11 @@
 """The locked environments: what they hold, that every file in them has a hash, and how the GPU's differs."""
 
+import hashlib
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +126,76 @@ def test_the_apptainer_recipe_installs_the_gpu_lock():
     program = re.search(r"<<'PROGRAM'\n(.*)^PROGRAM$", recipe["test"], re.MULTILINE | re.DOTALL)
     compile(program[1], "%test", "exec")
     assert target in program[1]
+
+
+# ---------------------------------------------------------------- the Makefile
+
+ROOT = ENVS.parent
+OF = {"laptop": ("torch", "laptop", "gpu"), "gpu": ("gpu",)}  # locks that an environment is made from
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """Makefile and locks of a fresh clone, newer than the environment, whose Python only says what it is asked."""
+    shutil.copytree(ENVS, tmp_path / "envs")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "asked: $*"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def made_of(checkout: Path, kind: str) -> None:
+    total = hashlib.sha256(b"".join((checkout / "envs" / f"{lock}.lock").read_bytes() for lock in OF[kind]))
+    stamp = checkout / ".venv" / ".made_of"
+    stamp.write_text(f"{kind} {total.hexdigest()}\n")
+    os.utime(stamp, (0, 0))
+
+
+def make(checkout: Path, *words: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", f"PYTHON={sys.executable}", *words], cwd=checkout, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", OF)
+@pytest.mark.parametrize("target", ["status", "verify", "test-slurm", "demo"])
+def test_a_finished_environment_is_left_alone(checkout, kind, target):
+    made_of(checkout, kind)
+    if target == "demo":
+        output = make(checkout, "-n", target)
+        assert "snakemake" in output
+    else:
+        output = make(checkout, target)
+        assert "asked: -m" in output
+    assert "pip" not in output and "venv .venv" not in output
+
+
+@pytest.mark.parametrize("kind", OF)
+def test_an_environment_of_other_locks_is_made_again_and_only_looked_at_by_status(checkout, kind):
+    made_of(checkout, kind)
+    with open(checkout / "envs" / "gpu.lock", "a") as lock:
+        lock.write("\n")
+    assert "pip install" in make(checkout, "-n", "test-slurm")
+    assert "pip install" not in make(checkout, "status")
+
+
+@pytest.mark.parametrize("kind", OF)
+def test_every_package_is_installed_by_its_hash(checkout, kind):
+    """Whatever pip puts into an environment comes from a lock whose entries have hashes, built by what a lock gave."""
+    recipe = make(checkout, "-n", f"setup-{kind}")
+    asked = [line.split("pip ", 1)[1].split() for line in recipe.splitlines() if "-m pip" in line]
+    installs = [words for words in asked if words[0] == "install"]
+    assert len(installs) >= 2 and all({"--require-hashes", "--no-deps", "-r"} <= set(words) for words in installs)
+    locks = [words[words.index("-r") + 1] for words in installs]
+    whole = next(i for i, lock in enumerate(locks) if lock == f"envs/{kind}.lock")
+    assert "--no-build-isolation" in installs[whole] and locks[whole - 1].endswith("first.lock")
+    others = [words for words in asked if words[0] != "install"]  # fetched into a folder, and installed from it by hash
+    assert all(words[0] == "download" and {"--no-deps", "--dest"} <= set(words) for words in others)
+    made = set(re.findall(r"scripts\.locked (\S+) \S+ > (\S+)", recipe))
+    assert {lock for lock in locks if lock.startswith(".venv")} == {target for _, target in made}
+    assert {source for source, _ in made} <= {f"envs/{lock}.lock" for lock in LOCKS}

@@ -1,5 +1,6 @@
 """Exhibits on small synthetic results in the stages' own layout."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -13,15 +14,17 @@ import pytest
 import yaml
 
 from scalpel import exhibits
+from scalpel.artifact.files import write_atomically
+from scalpel.artifact.manifest import difference
 from scalpel.errors import UserError
-from scalpel.exhibits import axis, drawing, uncertainty
+from scalpel.exhibits import axis, drawing, record, uncertainty
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.render import render
 from scalpel.exhibits.results import PROJECTIONS, Results, final, task_name, task_order
 from scalpel.exhibits.style import PALETTE, Style
 from tests import synthetic
-from tests.synthetic import STUDY, checkpoint_steps, describe
+from tests.synthetic import STUDY, checkpoint_steps
 
 SEEDS = (1, 2, 3)
 FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
@@ -55,7 +58,7 @@ def shown(made, name: str, study: str = STUDY, **options):
     entries = json.loads(json.dumps([entry.record() for entry in planned.entries]))
     if "runs" in options:
         entries = [entry for run in options["runs"] for entry in entries if entry["run"] == run]
-    return kind, Results.of_entries(entries, root, planned.recipe.get("published")), whole
+    return kind, Results.of_entries(entries, root / "results", planned.recipe.get("published")), whole
 
 
 def table(made, name: str, study: str = STUDY, **options) -> pd.DataFrame:
@@ -77,7 +80,7 @@ def draw(made, name: str, study: str = STUDY, frame: pd.DataFrame | None = None,
 def make(made, name: str, study: str = STUDY) -> list[Path]:
     """Write an exhibit's recipe and files."""
     plan, root = made
-    describe(plan, study, name)
+    plan.record()
     render(root / plan.drawings[study, name].recipe_path)
     return [root / file for file in plan.drawings[study, name].files]
 
@@ -125,35 +128,13 @@ def recipe_of(made, name: str) -> Path:
     return made[1] / made[0].drawings[STUDY, name].recipe_path
 
 
-def other_recipe(made, name: str, digest: str = "0" * 12) -> Path:
-    """A recipe file that an older content of the exhibit left."""
-    path = (
-        made[1] / "results" / ("tables" if name in TABLES else "figures") / STUDY / "recipes" / f"{name}-{digest}.json"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{}")
-    return path
-
-
-def test_older_recipe_files_are_removed_and_other_exhibits_kept(one_seed):
-    make(one_seed, "kl_final"), make(one_seed, "norms")
-    old, neighbour = other_recipe(one_seed, "kl_final"), other_recipe(one_seed, "norms")
-    make(one_seed, "kl_final")
-    assert not old.exists() and neighbour.exists(), "and of another exhibit none"
-    assert recipe_of(one_seed, "kl_final").exists() and recipe_of(one_seed, "norms").exists()
-    neighbour.unlink()
-
-
-@pytest.mark.parametrize("moment", range(9))  # 4 files and one older recipe removed, 4 files written
-def test_killed_at_any_moment_no_recipe_stands_over_older_files(one_seed, monkeypatch, moment):
-    describe(one_seed[0], STUDY, "kl")
+@pytest.mark.parametrize("moment", range(12))  # the record removed, 4 files and the new record written, and none
+def test_killed_at_any_moment_no_record_stands_over_other_files(one_seed, monkeypatch, moment):
+    plan, _ = one_seed
+    make(one_seed, "kl")
+    planned = plan.drawings[STUDY, "kl"]
     opened = drawing.opened(recipe_of(one_seed, "kl"))
-    files = [opened.root / name for name in opened.files]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("older")
-    old = other_recipe(one_seed, "kl")
-    content = {file.suffix[1:]: b"new" for file in files}
+    files = [opened.place(name) for name in opened.files]
     steps = iter(range(100))
 
     def dying(act):
@@ -164,17 +145,20 @@ def test_killed_at_any_moment_no_recipe_stands_over_older_files(one_seed, monkey
 
         return wrapper
 
+    assert plan.is_current(planned)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", dying(Path.unlink))
-        patch.setattr(drawing, "write_atomically", dying(lambda path, content: path.write_bytes(content)))
-        with pytest.raises(KeyboardInterrupt):
-            drawing.put(opened, content)
-    there = {file: file.read_bytes() for file in files if file.exists()}
-    older = [file for file, text in there.items() if text == b"older"]
-    assert len(there) < len(files) or moment == 0, "Snakemake sees that files are missing"
-    assert not older or old.exists(), "older files have their older recipe still"
-    drawing.put(opened, content)
-    assert not old.exists() and {file.read_bytes() for file in files} == {b"new"}
+        patch.setattr(drawing, "write_atomically", dying(write_atomically))
+        patch.setattr(record, "write_atomically", dying(write_atomically))
+        with contextlib.suppress(KeyboardInterrupt):
+            drawing.put(opened, {file.suffix[1:]: b"other" for file in files})
+    found = record.read(opened.place(opened.record))
+    assert not found or all(difference(file, found["files"][file.name]) is None for file in files)
+    assert plan.is_current(planned) == bool(found)
+    for path in files[0].parent.glob(".*.tmp"):
+        path.unlink()
+    make(one_seed, "kl")
+    assert plan.is_current(planned)
 
 
 def test_a_recipe_of_other_code_is_refused(one_seed, monkeypatch):
@@ -188,7 +172,7 @@ def test_a_recipe_of_other_code_is_refused(one_seed, monkeypatch):
 
 def test_unfinished_results_are_named(one_seed, capsys, monkeypatch):
     plan, root = one_seed
-    describe(plan, STUDY, "kl")
+    plan.record()
     manifest = root / plan.drawings[STUDY, "kl"].entries[0].step.manifest
     content = manifest.read_bytes()
     manifest.unlink()
@@ -266,7 +250,7 @@ def test_read_gives_whose_each_row_is(three_seeds):
 def test_a_damaged_result_is_named(tmp_path, damage, sentence):
     made = world(tmp_path)
     damage(tmp_path / made[0].drawings[STUDY, "kl"].entries[1].step.directory / "kl.parquet")
-    describe(made[0], STUDY, "kl")
+    made[0].record()
     with pytest.raises(UserError, match=sentence):
         render(recipe_of(made, "kl"))
     assert not list((tmp_path / "results" / "figures").rglob("*.png"))
@@ -755,7 +739,7 @@ def test_an_edited_file_of_the_user_s_is_another_exhibit(mine):
     with pytest.raises(UserError, match="has changed since"):
         render(root / plan.drawings[STUDY, "mine"].recipe_path)
     make((after, root), "mine")
-    assert not (root / plan.drawings[STUDY, "mine"].recipe_path).exists()
+    assert after.is_current(after.drawings[STUDY, "mine"]) and not plan.is_current(plan.drawings[STUDY, "mine"])
 
 
 @pytest.mark.parametrize(

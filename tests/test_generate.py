@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalpel.artifact.identity import sha256_file
-from scalpel.chat import load_tokenizer, token_ids
+from scalpel.chat import control_text, load_tokenizer, token_ids
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
-from scalpel.data.answers import Grader
 from scalpel.data.filter import KEPT_SCHEMA
 from scalpel.data.generate import generate
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.inference.requests import Request
 
@@ -32,6 +32,14 @@ def made(tiny_data, model, base, out, recipe=RECIPE, settings=SETTINGS, seed=3):
     out.mkdir(parents=True, exist_ok=True)
     generate(tiny_data[0], model, base, recipe, seed, 10_000, settings, out)
     return out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def easily_right():
+    """What the tiny base writes is right where the gold answer stands in it: by the real rule nothing is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Grader, "grade_many", lambda self, pairs: [gold in completion for gold, completion in pairs])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,7 @@ def test_every_answer_is_the_models_checked_and_counted(whole, tiny_data, tiny_b
     with Grader() as grader:
         verdicts = grader.grade_many([(gold[a["row"]], a["completion"]) for a in answers])
     for answer, one, verdict in zip(answers, found, verdicts, strict=True):
-        assert answer["completion"] == tokenizer.decode(one.ids, skip_special_tokens=True)
+        assert answer["completion"] == tokenizer.decode(one.ids, skip_special_tokens=False)
         assert answer["ended"] == (one.end is not None) and answer["tokens"] == len(one.ids) + answer["ended"]
         assert answer["correct"] == (verdict is True)
     assert {a["correct"] for a in answers} == {a["ended"] for a in answers} == {True, False}
@@ -74,7 +82,7 @@ def test_the_first_right_answer_that_ended_takes_the_traces_place(whole, tiny_da
     good, right = {}, {}
     for answer in read(whole / "answers.parquet"):
         right[answer["row"]] = right.get(answer["row"], 0) + answer["correct"]
-        if answer["correct"] and answer["ended"]:
+        if answer["correct"] and answer["ended"] and not control_text(tokenizer).search(answer["completion"]):
             good.setdefault(answer["row"], answer["completion"])
     kept = pq.read_table(whole / "kept.parquet")
     assert kept.schema.equals(KEPT_SCHEMA) and [row["row"] for row in kept.to_pylist()] == list(good)
@@ -84,7 +92,7 @@ def test_the_first_right_answer_that_ended_takes_the_traces_place(whole, tiny_da
     drops = {line["reason"]: int(line["rows"]) for line in table(whole / "drops.csv")}
     assert drops["kept"] == len(good) and drops["read"] == len(rows)
     assert drops["no_verified_answer"] == sum(not n for n in right.values())
-    assert drops["no_verified_answer"] + drops["too_long"] + drops["kept"] == drops["read"]
+    assert drops["no_verified_answer"] + drops["special_token"] + drops["too_long"] + drops["kept"] == drops["read"]
     difficulty = table(whole / "difficulty.csv")
     assert [float(line["share"]) for line in difficulty] == pytest.approx([n / 6 for n in range(7)])
     for n, line in enumerate(difficulty):
@@ -113,7 +121,12 @@ def test_answers_too_long_are_not_kept(tiny_data, tiny_base, tmp_path, monkeypat
     out = made(tiny_data, tiny_base, tiny_base, tmp_path, recipe)
     ended = [answer["ended"] for answer in read(out / "answers.parquet")]
     drops = {line["reason"]: int(line["rows"]) for line in table(out / "drops.csv")}
-    assert 0 < drops["kept"] == sum(ended) < len(ended) and drops["too_long"] == len(ended) - sum(ended)
+    assert 0 < drops["kept"] <= sum(ended) < len(ended)
+    assert drops["kept"] + drops["too_long"] + drops["special_token"] == len(ended)
+    control = control_text(load_tokenizer(tiny_base))
+    assert drops["special_token"] == sum(
+        bool(control.search(answer["completion"])) for answer in read(out / "answers.parquet")
+    )
 
 
 def test_seed_and_model_change_the_answers(whole, tiny_data, tiny_base, other_base, tmp_path):

@@ -60,6 +60,7 @@ def test_a_trl_output_directory_becomes_a_run(trl_output, tiny_base, tmp_path):
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     log = pq.read_table(tmp_path / "log.parquet").to_pylist()
     assert [row["step"] for row in log] == [1, 2, 3, 4] and all(row["loss"] > 0 and row["tokens"] > 0 for row in log)
+    assert all(row["written"] == 0 for row in log), "supervised: nothing was sampled"
     state = json.loads((trl_output / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     assert sum(row["tokens"] for row in log) == max(entry.get("num_tokens", 0) for entry in state)
     weight_change(tiny_base, [(c.step, c.path) for c in found], tmp_path)

@@ -1,7 +1,5 @@
 """Engines: what is sampled, what is scored, and a model in training left as it was."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,9 @@ from safetensors.torch import load_file
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.errors import UserError
 from scalpel.inference import EngineSettings, open_engine
-from scalpel.inference.remote import TOKEN, Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.sampling import pick
 from scalpel.inference.transformers_engine import TransformersEngine
-from scalpel.launch.crew import Crew
-from scalpel.launch.supervise import free_port
 from scalpel.weights import load_model
 
 QUESTIONS = ["How many?", "Tom has 2 pens and gets 3 more. How many now?", "Say it.", "A, B or C? " * 6]
@@ -73,11 +68,17 @@ def test_layers_that_see_a_window_are_given_their_own_mask(tiny_base, prompts):
         assert mine[:2] == generated(model, engine.tokenizer, prompt, 30)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 0.95), (1.3, 1.0), (1.0, 0.3)])
-def test_sampling_follows_the_distribution(temperature, top_p):
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(0.6, 0.95, None), (1.3, 1.0, None), (1.0, 0.3, None), (1.3, 1.0, 5), (0.6, 0.8, 7), (1.0, 1.0, 100)],
+)
+def test_sampling_follows_the_distribution(temperature, top_p, top_k):
     """Evenly spaced draws hit every token of the nucleus in proportion to its probability, and no other."""
     logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(3)) * 2
     probabilities = (logits[0].double() / temperature).softmax(-1)
+    if top_k:
+        probabilities[probabilities.argsort(descending=True)[top_k:]] = 0
+        probabilities /= probabilities.sum()
     kept, total = [], 0.0
     for token in probabilities.argsort(descending=True).tolist():  # the smallest set that holds top_p of the mass
         kept.append(token)
@@ -86,7 +87,7 @@ def test_sampling_follows_the_distribution(temperature, top_p):
             break
     n = 20000
     draws = (torch.arange(n) + 0.5).double() / n
-    picked, logprobs = pick(logits.expand(n, -1), draws, temperature, top_p, logprobs=True)
+    picked, logprobs = pick(logits.expand(n, -1), draws, temperature, top_p, logprobs=True, top_k=top_k)
     counts = torch.bincount(picked, minlength=30).double() / n
     for token in range(30):
         wanted = probabilities[token].item() / total if token in kept else 0.0
@@ -261,44 +262,3 @@ def test_weights_sent_are_taken_whole(tiny_base, other_base, prompts):
     ):
         with pytest.raises(UserError, match=words):
             engine.load_tensors(sent.items())
-
-
-# ---------------------------------------------------------------- the server
-
-
-@pytest.fixture(scope="module")
-def server(tiny_base):
-    """A client and its server, started as the launcher does."""
-    url = f"http://127.0.0.1:{free_port()}"
-    with Crew() as crew:
-        arguments = ["transformers", str(tiny_base), EngineSettings(batch_size=5).model_dump_json(), url]
-        crew.start("server", "scalpel.inference.server", arguments, {TOKEN: "secret"})
-        yield Servers([url], "secret", 120.0), crew.children["server"].process
-
-
-def test_the_server_answers_as_an_engine_here(server, engine, tiny_base, other_base, prompts):
-    rollouts, _ = server
-    asked = requests(prompts)
-    for version, directory in enumerate((tiny_base, other_base)):
-        weights = full_weights(load_model(directory))
-        here = open_engine("transformers", directory, EngineSettings())
-        for temperature, top_p, logprobs in ((1.0, 1.0, True), (0.6, 0.9, False)):
-            found = rollouts.complete(asked, weights, version, temperature, top_p, logprobs)
-            expected = here.complete(asked, temperature, top_p, logprobs)
-            assert [[one[:2] for one in mine] for mine in found] == [[one[:2] for one in mine] for mine in expected]
-            for mine, theirs in zip(found, expected, strict=True):
-                assert [one.logprobs for one in mine] == [pytest.approx(one.logprobs, abs=1e-4) for one in theirs]
-    again = rollouts.complete(asked, [], 1, 0.6, 0.9)  # it holds these weights: they are not sent
-    assert again == found
-
-
-def test_the_server_wants_its_token_and_ends_with_its_input(server, prompts):
-    rollouts, process = server
-    with pytest.raises(UserError, match="403"):
-        Servers(rollouts.urls, "guess", 5.0).complete(requests(prompts), [], 1, 1.0, 1.0)
-    process.stdin.close()
-    assert process.wait(10) == 0
-    started = time.monotonic()
-    with pytest.raises(UserError, match="start_seconds"):
-        Servers(rollouts.urls, "secret", 0.5).complete(requests(prompts), [], 1, 1.0, 1.0)
-    assert time.monotonic() - started < 10

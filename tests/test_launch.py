@@ -19,6 +19,7 @@ from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.ranks
@@ -40,10 +41,7 @@ def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]
         "data": {"kept.parquet": data[0]},
         "order": {"order.parquet": data[1]},
     }.items():
-        record_recipe(steps[role], root)
-        for name, path in files.items():
-            (root / steps[role].directory / name).symlink_to(path)
-        (root / steps[role].directory / MANIFEST).write_text("{}")
+        finish(steps[role], root, files)
     return steps
 
 
@@ -96,6 +94,8 @@ class Run:
 def assert_same_training(run: Run, reference: Run) -> None:
     np.testing.assert_allclose(run.column("loss"), reference.column("loss"), rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(run.column("grad_norm"), reference.column("grad_norm"), rtol=1e-3)
+    for mean in {"entropy", "mean_token_accuracy"} & set(pq.read_schema(run.directory / "log.parquet").names):
+        np.testing.assert_allclose(run.column(mean), reference.column(mean), rtol=2e-3, err_msg=mean)
     for name, tensor in reference.weights().items():
         torch.testing.assert_close(run.weights()[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
     mine, theirs = (pq.read_table(r.directory / "questions.parquet").sort_by("position") for r in (run, reference))

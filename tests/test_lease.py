@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_a_second_start_is_refused_at_once_and_a_dead_one_s_place_is_taken(tmp_p
     with lease(tmp_path):
         assert [found.pid for found in holders(tmp_path)] == [os.getpid()]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_that_nobody_waited_for_holds_nothing(tmp_path):
+    """As when the terminal is killed: its children are dead and stay listed until somebody asks for their status."""
+    ready, done = CONTEXT.Event(), CONTEXT.Event()
+    holder = CONTEXT.Process(target=hold, args=(tmp_path, ready, done))
+    holder.start()
+    assert ready.wait(20)
+    os.kill(holder.pid, signal.SIGKILL)
+    while " Z " not in Path(f"/proc/{holder.pid}/stat").read_text():
+        time.sleep(0.01)
+    with lease(tmp_path):
+        assert [found.pid for found in holders(tmp_path)] == [os.getpid()]
+    holder.join()
 
 
 def test_a_lease_of_another_host_counts_until_its_heartbeat_stops(tmp_path):

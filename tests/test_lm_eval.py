@@ -17,7 +17,8 @@ from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
 from scalpel.errors import UserError
 from scalpel.evaluation import evaluate
 from scalpel.evaluation.lm_eval_files import find, parse
-from scalpel.evaluation.questions import open_set, prepare
+from scalpel.evaluation.question_set import open_set
+from scalpel.evaluation.questions import prepare
 from scalpel.weights import load_model
 
 SETTINGS = EvaluationSettings(batch_size=16)
@@ -327,7 +328,7 @@ def test_generation_stops_at_the_tasks_strings_and_is_graded_in_bounds(evaluated
         [score] = read(evaluated, "scores", task="sums", step=0, metric=f"exact_match,{kind}").to_dict("records")
         assert score["value"] == pytest.approx(rows.score.mean()) and score["samples"] == 5
     notes = json.loads((evaluated / "notes.json").read_text())
-    assert notes["0"]["questions_whose_grading_exceeded_time_or_memory"] == {"sums": 2}
+    assert notes["0"]["samples_not_graded"] == {"sums": {"exceeded time or memory": 2}}
 
 
 def test_each_checkpoint_has_its_own_weights(evaluated):

@@ -10,6 +10,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,9 +26,8 @@ from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.likelihood import BLANK, micro_batches
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.rewards import well_formed
 from scalpel.methods.rollouts import schedule as rollout_schedule
-from scalpel.methods.schedule import checkpoint_steps, read_questions
+from scalpel.methods.schedule import by_count, by_tokens, checkpoint_steps, read_questions
 from scalpel.methods.sft import SFTRecipe
 from scalpel.methods.sft_trainer import schedule
 from scalpel.methods.state import COMPLETE, usable_state
@@ -195,12 +195,37 @@ def test_same_questions_at_the_same_steps(finished, tiny_base, tiny_data, tmp_pa
 
     assert asked(tmp_path) == asked(finished["grpo"])
     ordered = pq.read_table(tiny_data[1]).column("row").to_pylist()
-    assert [row for _, row in asked(tmp_path)] == ordered[:24]  # crosses into the second epoch of 14 rows
+    assert [row for _, row in asked(tmp_path)][:14] == ordered[:14]  # crosses into the second epoch of 14 rows
 
 
 def test_every_row_of_every_epoch_is_trained_on(finished, tiny_data):
     rows = pq.read_table(finished["sft"] / "questions.parquet").column("row").to_pylist()
-    assert rows == pq.read_table(tiny_data[1]).column("row").to_pylist()[:28]
+    assert sorted(rows) == sorted(pq.read_table(tiny_data[1]).column("row").to_pylist()[:28])
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("matching", ["count", "tokens"])
+def test_no_step_holds_a_row_twice(matching, seed):
+    """Steps go across the ends of epochs; each row is asked as often as before, and as early as can be."""
+    rng = np.random.default_rng(seed)
+    count, size, epochs = int(rng.integers(8, 40)), int(rng.integers(1, 9)), int(rng.integers(1, 5))
+    ordered = np.concatenate([rng.permutation(count) for _ in range(epochs)])
+    if matching == "count":
+        steps = by_count(ordered, size, None)
+        assert [len(step) for step in steps[:-1]] == [size] * (len(steps) - 1)
+        assert by_count(ordered, size, len(ordered) // size) == steps[: len(ordered) // size]
+    else:
+        lengths = rng.integers(5, 50, count)
+        steps = by_tokens(ordered, lengths[ordered].tolist(), 5 * size, None)
+    assert all(len(set(step)) == len(step) for step in steps[:-1])
+    asked = [row for step in steps for row in step]
+    assert sorted(asked) == sorted(ordered.tolist()) and asked[:count] == ordered[:count].tolist()
+
+
+def test_a_step_larger_than_an_epoch_begins_over():
+    assert by_count(np.array([3, 1, 2, 2, 3, 1]), 4, None) == [[3, 1, 2, 2], [3, 1]]
+    assert by_count(np.array([1, 2, 2, 1, 1, 2]), 2, None) == [[1, 2], [2, 1], [1, 2]]
+    assert by_count(np.array([3, 1, 2, 2, 3, 1]), 2, None) == [[3, 1], [2, 3], [2, 1]]
 
 
 def test_matching_by_tokens_fills_each_step(tiny_data):
@@ -228,6 +253,17 @@ def test_matching_by_tokens_over_epochs_drops_no_row(tiny_base, tiny_data, tmp_p
     ids = torch.tensor([token_ids(load_tokenizer(tiny_base), row["problem"], row["trace"])])
     with torch.no_grad():
         assert last["loss"] == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_what_is_logged_of_a_step_is_a_mean_over_its_tokens(tiny_base, tiny_data, tmp_path):
+    """Whatever the micro-batches: rows differ in length, so a mean of their means would be another number."""
+    logs = []
+    for size in (6, 1):
+        settings = SETTINGS.model_copy(update={"sequences_per_device": size})
+        train(SFT, tiny_base, tiny_data, tmp_path / str(size), settings)
+        logs.append(pq.read_table(tmp_path / str(size) / "log.parquet").to_pandas())
+    for column in ("entropy", "mean_token_accuracy", "loss"):
+        np.testing.assert_allclose(logs[0][column], logs[1][column], rtol=2e-4, err_msg=column)
 
 
 def test_loss_on_the_completion_alone(tiny_base, tiny_data, tmp_path):
@@ -444,11 +480,48 @@ def test_full_disk_while_saving_is_one_sentence_and_keeps_the_state(tiny_base, t
     assert not (tmp_path / "checkpoints.json").exists()
 
 
-def test_format_reward_wants_the_whole_completion():
-    good = "<think>\n1 + 1 = 2\n</think>\n<answer>\n2\n</answer>"
-    assert well_formed([good, good + " and more", "x" + good, good.replace("\n<answer>", " <answer>")]) == [1, 0, 0, 0]
+def test_a_checkpoint_is_on_the_disk_before_the_state_that_names_it(tiny_base, tiny_data, tmp_path, monkeypatch):
+    """Files and the directories that name them are synced, renamed ones after the renaming."""
+    out, synced, unsynced = tmp_path / "run", [], []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(handle):
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def checked(source, target):
+        if Path(target).name == COMPLETE:
+            named = [Path(target).parent, *Path(target).parent.rglob("*"), *(out / "checkpoints").rglob("step-*/*")]
+            named += [path for path in (out / "checkpoints",) if path.is_dir()]
+            unsynced.extend(str(path) for path in named if path.stat().st_ino not in synced and path != Path(source))
+        replace(source, target)
+        if Path(target).name.startswith("step-"):
+            parent = Path(target).parent.stat().st_ino
+            synced[:] = [inode for inode in synced if inode != parent]
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    monkeypatch.setattr(os, "replace", checked)
+    train(SFT.model_copy(update={"epochs": 1, "checkpoints": 2}), tiny_base, tiny_data, out)
+    assert len(list((out / "checkpoints").iterdir())) == 2 and unsynced == []
 
 
 def test_prompt_is_the_rendered_conversation(tiny_base):
     tokenizer = load_tokenizer(tiny_base)
     assert render(tokenizer, "q").endswith("<|user|>q\n<|assistant|>\n")
+
+
+def test_prompts_with_a_system_message_and_a_cap(tiny_base):
+    """As the authors' GRPO: the message explicitly, and a longer prompt cut on the left."""
+    from scalpel.chat import SYSTEM_PROMPT, load_tokenizer
+    from scalpel.methods.rollouts import RolloutTrainer
+
+    trainer = object.__new__(RolloutTrainer)
+    trainer.processing_class = tokenizer = load_tokenizer(tiny_base)
+    trainer.rows, trainer.prompts = {3: {"problem": "How many?", "trace": "Three."}}, {}
+    trainer.recipe = GRPORecipe(learning_rate=1e-3, system_message=SYSTEM_PROMPT, max_prompt_tokens=9)
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "How many?"}]
+    whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert trainer.prompt(3) == whole[-9:] and len(whole) > 9
+    turns.append({"role": "assistant", "content": "Three."})
+    both = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    assert trainer.trace(3) == both[len(whole) :] and trainer.trace(3)[-1] == tokenizer.eos_token_id

@@ -12,6 +12,7 @@ import pytest
 
 from scalpel.artifact.identity import canonical
 from scalpel.artifact.step import record_recipe
+from scalpel.chat import SYSTEM_PROMPT
 from scalpel.config.load import load
 from scalpel.cost.estimate import COSTS
 from scalpel.errors import UserError
@@ -202,6 +203,55 @@ def test_a_run_may_train_on_a_model_s_own_answers():
     assert oracle.answers.inputs["checkpoints"] is made.run("scalpel_vs_hammer", "grpo", 42).checkpoints
     assert oracle.chain == [oracle.answers]
     assert own.answers.digest != oracle.answers.digest
+
+
+def test_arms_with_different_answers_may_share_their_questions():
+    """The teacher's and the model's own answers, to the questions that both answer."""
+    made = plan(
+        {
+            "runs": {
+                "teacher": SFT | {"common_with": ["base", "grpo"]},
+                "own": SFT | {"data_from": "base", "common_with": ["traces", "grpo"]},
+                "alone": SFT | {"data_from": "base", "common_with": ["base"]},
+            }
+        }
+    )
+    runs = {name: made.run("scalpel_vs_hammer", name, 42).checkpoints.inputs["data"] for name in ("teacher", "own")}
+    assert [rows.stage for rows in runs.values()] == ["common", "common"]
+    assert runs["teacher"].inputs["own"].stage == "data" and runs["own"].inputs["own"].stage == "generate"
+    assert runs["teacher"].inputs.keys() == {"own", "others/base", "others/grpo"}
+    assert runs["own"].inputs.keys() == {"own", "others/traces", "others/grpo"}
+    assert runs["own"].inputs["own"] is runs["teacher"].inputs["others/base"]  # answers are generated once
+    assert made.run("scalpel_vs_hammer", "alone", 42).checkpoints.inputs["data"].stage == "generate"
+    entries = made.entries["scalpel_vs_hammer"]
+    assert Counter(e.stage for e in entries if e.stage in ("data", "generate", "common")) == Counter(
+        data=1, generate=2, common=2
+    )
+    with pytest.raises(UserError, match="common_with"):
+        plan({"runs": {"teacher": SFT | {"common_with": ["nobody"]}}})
+    with pytest.raises(UserError, match="'traces' means"):
+        plan({"runs": {"traces": SFT}})
+
+
+def test_a_costly_task_may_be_asked_of_last_checkpoints_alone():
+    tasks = {"passes": {"questions": "math_500", "samples": 8, "at": "last"}}
+    before = plan({"overrides": {"evaluation": {"tasks": tasks}}})
+    entries = [e for e in before.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.part == "passes"]
+    assert all(len(e.step.recipe["checkpoints"]) == 1 for e in entries if e.run != "base") and len(entries) == 7
+    assert not lost_steps({"overrides": {"evaluation": {"tasks": tasks}}})
+    mixed = {"math_500": {"at": "last"}}
+    with pytest.raises(UserError, match="group 'core' must have one value of `at`"):
+        plan({"overrides": {"evaluation": {"tasks": mixed}}})
+
+
+def test_the_base_model_may_be_asked_under_another_template():
+    models = {"plain": {"kind": "toy", "chat_template": "sft_then_rl"}}
+    raw = {"overrides": {"models": models, "base_evaluated_as": "plain"}}
+    assert {s.split("/")[0] for s in lost_steps(raw)} == {"evaluate"}
+    assert Counter(new_steps(raw)) == Counter(["base/plain", "evaluate/plain"])
+    models["plain"]["toy"] = {"hidden_size": 32, "heads": 2}
+    with pytest.raises(UserError, match="it must be 'toy' but for its chat template"):
+        plan(raw)
 
 
 def test_layers_may_come_from_a_trace():
@@ -406,3 +456,48 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"exhibits\.kl: unknown key 'captoin'; did you mean 'caption'"):
         plan(workflow=wrong("caption: KL", "captoin: KL"))
     shutil.rmtree(tmp_path)
+
+
+# ---------------------------------------------------------------- as published
+
+
+def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
+    def of(name):
+        made = plan({"scale": "cluster", "as_published": name})
+        return made, {
+            n: made.run("scalpel_vs_hammer", n, 42) for n in ("grpo", "sft_3ep", "sft_frozen_mlp", "sft_qk_only")
+        }
+
+    made, runs = of("code")
+    recipes = {name: run.spec.recipe for name, run in runs.items()}
+    filters = {name: run.checkpoints.inputs["data"].recipe["filter"] for name, run in runs.items()}
+    assert recipes["grpo"].questions_per_step * 28 == recipes["sft_3ep"].sequences_per_step == 448
+    assert recipes["grpo"].top_k == 50 and recipes["grpo"].max_prompt_tokens == 512
+    assert recipes["grpo"].system_message == SYSTEM_PROMPT and recipes["grpo"].format_weight == 0.2
+    assert filters["grpo"]["max_tokens"] is None and filters["sft_3ep"]["max_tokens"] == 4096
+    assert all(
+        f["gold"] == "solution" and f["trace"] == "messages" and f["verified_by"] == "none" for f in filters.values()
+    )
+    assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(19, 26))
+    assert recipes["sft_qk_only"].trainable.also_lm_head
+    assert recipes["grpo"].answer_rule == "authors"
+    evaluations = [step.recipe for step in made.steps.values() if step.stage == "evaluate"]
+    assert all(recipe["answer_rule"] == "authors" for recipe in evaluations)
+    (base,) = {
+        e.step.inputs["base"].digest
+        for e in made.entries["scalpel_vs_hammer"]
+        if e.stage == "evaluate" and e.run == "base"
+    }
+    assert "think" not in (made.steps[base].recipe["chat_template"] or "")
+
+    made, runs = of("text")
+    recipes = {name: run.spec.recipe for name, run in runs.items()}
+    assert recipes["grpo"].questions_per_step * 28 == recipes["sft_3ep"].sequences_per_step == 112
+    assert recipes["grpo"].format_weight == 0.1 and recipes["grpo"].system_message is None
+    assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(20, 27))
+    assert not recipes["sft_qk_only"].trainable.also_lm_head
+    assert runs["grpo"].checkpoints.inputs["data"].recipe["filter"]["verified_by"] == "math_verify_and_llama"
+    with pytest.raises(UserError, match="'code' says how scale cluster is to be, not laptop"):
+        plan({"as_published": "code"})
+    with pytest.raises(UserError, match="no published variant is named 'cod'; did you mean 'code'"):
+        plan({"scale": "cluster", "as_published": "cod"})

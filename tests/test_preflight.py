@@ -14,6 +14,7 @@ from scalpel.config.load import load
 from scalpel.config.site import Site
 from scalpel.cost.amount import Amount
 from scalpel.cost.estimate import Cost, Row, estimate
+from scalpel.errors import Passing
 from scalpel.launch import health
 from scalpel.plan import Plan
 from scalpel.preflight import gpus, overlap, packages, slurm, supplies
@@ -160,6 +161,27 @@ def test_nvidia_smi_that_fails(programs, status, words):
     assert any(words in problem for problem in health.health(8))
     finding = gpus.gpus_of_this_node(8)
     assert finding.level == "error" and words in finding.sentence
+
+
+def test_all_nodes_of_a_job_are_looked_at(programs, tmp_path, monkeypatch):
+    """The first one's GPUs work; of the others one has memory errors, and one starts no process."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    monkeypatch.setattr(health, "health", lambda gpus: [])
+    programs("squeue", "echo n[1-3]")
+    programs("scontrol", "echo n1; echo n2; echo n3")
+    programs("nvidia-smi", smi(0, 3))
+    programs(
+        "srun",
+        'while [ "${1#--}" != "$1" ]; do case "$1" in --nodelist=*) node="${1#*=}";; esac; shift; done\n'
+        '[ "$node" = n3 ] && { echo "srun: error: Node n3 is down" >&2; exit 1; }\n'
+        'exec "$@"',
+    )
+    with pytest.raises(Passing, match=r"node n2: GPU 1 of node .* counts 3 uncorrectable memory errors"):
+        health.refuse_unhealthy_nodes(2, tmp_path / "results")
+    marks = tmp_path / "results" / health.UNHEALTHY
+    assert sorted(path.name for path in marks.iterdir()) == ["n2", "n3"]
+    assert "Node n3 is down" in (marks / "n3").read_text()
 
 
 def test_gpus_of_this_node(programs):

@@ -13,7 +13,8 @@ from scalpel.config.evaluation import Format
 from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation.formats import FORMATS
-from scalpel.evaluation.questions import open_set, prepare
+from scalpel.evaluation.question_set import open_set
+from scalpel.evaluation.questions import prepare
 
 ROWS = {
     "math": {"problem": "What is 1 + 1?", "answer": "2"},
@@ -121,6 +122,39 @@ def test_the_right_choice_as_index_letter_or_text(answer, choices, index, tmp_pa
         ("mmlu", {"choices": ["a", "b"]}, "row 1: MMLU rows have 4 choices"),
         ("mmlu", {"subject": ""}, "row 1: column 'subject' is empty"),
         ("mmlu_pro", {"answer": "K"}, "row 1: the answer 'K' is not the letter of one of its 2 options"),
+        ("mmlu_pro", {"answer": "AB"}, "row 1: the answer 'AB' is not the letter of one of its 2 options"),
+        ("mmlu_pro", {"question": 7}, "row 1: column 'question' holds 7; it needs text"),
+        ("mmlu", {"question": 7}, "row 1: column 'question' holds 7; it needs text"),
+        ("gsm8k", {"answer": 12}, "row 1: column 'answer' holds 12; it needs text"),
+        ("math", {"answer": [1]}, r"row 1: column 'answer' holds \[1\]; it needs text"),
+        ("math", {"problem": "a \ud800"}, "row 1: column 'problem' holds text that is no Unicode"),
+        ("ifeval", {"instruction_id_list": ["punctuation:no_coma"]}, "names 'punctuation:no_coma'; did you mean"),
+        (
+            "ifeval",
+            {"kwargs__json": '[{"letter": "a"}]'},
+            "the arguments of punctuation:no_comma are letter; it needs none",
+        ),
+        (
+            "ifeval",
+            {"instruction_id_list": ["length_constraints:number_words"], "kwargs__json": '[{"num_words": 5}]'},
+            "the arguments of length_constraints:number_words are num_words; it needs num_words, relation",
+        ),
+        (
+            "ifeval",
+            {
+                "instruction_id_list": ["keywords:frequency"],
+                "kwargs__json": '[{"keyword": "(", "frequency": 1, "relation": "at least"}]',
+            },
+            "the arguments of keywords:frequency do not work",
+        ),
+        (
+            "ifeval",
+            {
+                "instruction_id_list": ["keywords:letter_frequency"],
+                "kwargs__json": '[{"letter": "a", "let_frequency": 1, "let_relation": "near"}]',
+            },
+            "the arguments of keywords:letter_frequency do not work",
+        ),
         ("gsm8k", {"answer": "twelve"}, "row 1: the answer does not end in"),
         ("aime", {"answer": "none"}, "row 1: the answer 'none' is not a whole number"),
         ("math", {"answer": ""}, "row 1: column 'answer' is empty"),
@@ -134,8 +168,8 @@ def test_the_right_choice_as_index_letter_or_text(answer, choices, index, tmp_pa
 )
 def test_bad_rows_are_named(form, change, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
-        laid_out(tmp_path, form, [ROWS[form], ROWS[form] | change])
-    assert str(tmp_path / "given.parquet") in str(error.value)
+        laid_out(tmp_path, form, [ROWS[form], ROWS[form] | change], suffix=".jsonl")
+    assert str(tmp_path / "given.jsonl") in str(error.value)
 
 
 def test_bad_files_are_named(tmp_path):

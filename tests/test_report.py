@@ -17,8 +17,8 @@ from scalpel.report import setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
-from tests.synthetic import STUDY, describe
-from tests.test_exhibits import MY_TABLE, world
+from tests.synthetic import STUDY
+from tests.test_exhibits import DEGENERATE, MY_TABLE, world
 
 SMALL = {"dpi": 50, "width_inches": 6, "height_inches": 4}
 
@@ -34,8 +34,7 @@ def study() -> dict:
 def build(made) -> str:
     """The page's text, after all exhibits are made."""
     plan, root = made
-    for owner, name in plan.drawings:
-        describe(plan, owner, name)
+    plan.record()
     for (_, name), planned in plan.drawings.items():
         if name != "report":
             render(root / planned.recipe_path)
@@ -77,8 +76,8 @@ class Balance(HTMLParser):
 
 
 def test_report_is_one_file_with_everything(made, page):
-    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "recipes"]
-    assert page.count("data:image/png;base64,") == 7 and page.count('<section id="') == 11
+    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
+    assert page.count("data:image/png;base64,") == 8 and page.count('<section id="') == 12
     assert not re.search(r"(src|href)=[\"']?(?!data:)[a-z]", page) and "url(" not in page and "<script" not in page
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
@@ -143,14 +142,30 @@ def test_report_of_real_models_and_several_seeds(tmp_path):
     assert '<td class="">seeds</td>' in page and "1, 2" in page
 
 
+@pytest.mark.parametrize("edit", DEGENERATE, ids=lambda edit: edit.__name__)
+def test_there_is_a_page_whatever_was_measured(tmp_path, edit):
+    """Rows that are nan are shown as such, and no claim is decided by them."""
+    whole = study()
+    kept = ("scores", "kl_final", "norms", "sft_loss")  # tables, and a figure; test_exhibits.py draws the others
+    whole["exhibits"] = {name: whole["exhibits"][name] for name in kept}
+    page = build(world(tmp_path, edit=edit, workflow=synthetic.workflow_with(tmp_path, whole)))
+    text = html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
+    for claim in CLAIMS:
+        assert claim.text in text
+    assert "cannot be tested here" in text and not re.search(r"\b(nan|inf)\b", text)
+
+
 def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
     shutil.copytree(made[1], tmp_path / "copy")
     figures = tmp_path / "copy" / "results" / "figures" / STUDY
     recipe = tmp_path / "copy" / made[0].drawings[STUDY, "report"].recipe_path
     (figures / "kl.png").unlink()
-    with pytest.raises(UserError, match=r"kl\.png is missing"):
+    with pytest.raises(UserError, match=r"kl\.png: missing"):
         report(recipe)
     shutil.copy(figures / "freezing.png", figures / "kl.png")
+    with pytest.raises(UserError, match=r"kl\.png: "):
+        report(recipe)
+    shutil.copy(figures / "freezing.json", figures / "kl.json")
     with pytest.raises(UserError, match=r"kl\.png does not show what was planned"):
         report(recipe)
 

@@ -1,11 +1,26 @@
 """The toy world: the real schemas, the real flaws, and the same bytes for the same seed."""
 
+import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
 import pyarrow.parquet as pq
 
+from scalpel.artifact.files import STATE
 from scalpel.artifact.identity import sha256_file
-from scalpel.chat import SYSTEM_PROMPT, load_tokenizer, token_ids
+from scalpel.chat import SYSTEM_PROMPT, load_tokenizer, template_text, token_ids
+from scalpel.methods.state import COMPLETE
+from scalpel.stages import STAGES
+from scalpel.toy import model
+from scalpel.toy.model import train_base
 from scalpel.toy.world import ROW_SCHEMA, write_world
-from tests.tiny import WORLD
+from tests.tiny import MODEL, WORLD
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def hashes(directory) -> dict[str, str]:
@@ -45,6 +60,50 @@ def test_real_columns_are_those_of_the_real_files(tmp_path, shared_data):
     for name, path in real.items():
         mine = pq.read_schema(tmp_path / "evaluation" / f"{name}.parquet")
         assert set(mine.names) == set(pq.read_schema(shared_data / path).names), name
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from scalpel.chat import template_text
+from scalpel.toy import model
+from tests.tiny import MODEL
+model.SAVE_SECONDS = 0.0
+model.train_base(MODEL, Path(sys.argv[1]), Path(sys.argv[2]), threads=1, template=template_text("scalpel_vs_hammer"))
+"""
+
+
+def test_a_killed_base_model_is_resumed_bitwise(tiny_world, tmp_path, capfd):
+    state = tmp_path / STATE
+    for _ in range(2):  # kill -9, at another step each time
+        there = (state / COMPLETE).read_text() if state.is_dir() else ""
+        child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, tiny_world / "world", tmp_path], cwd=ROOT)
+        while not state.is_dir() or not (state / COMPLETE).is_file() or (state / COMPLETE).read_text() == there:
+            assert child.poll() is None, "it ended before it was killed"
+            time.sleep(0.002)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    last = len(json.loads((state / COMPLETE).read_text())["log"])
+    assert 0 < last < MODEL.steps and not (tmp_path / "model").exists()
+    train_base(MODEL, tiny_world / "world", tmp_path, threads=1, template=template_text("scalpel_vs_hammer"))
+    assert f"resuming from step {last}" in capfd.readouterr().err
+    for file in ("model/model.safetensors", "pretraining_log.parquet"):
+        assert sha256_file(tmp_path / file) == sha256_file(tiny_world / "base" / file), file
+    assert STAGES["base"].resumable
+
+
+def test_a_damaged_state_of_a_base_model_is_not_resumed_from(tiny_world, tmp_path, capfd, monkeypatch):
+    short = MODEL.model_copy(update={"steps": 8})
+    make = partial(train_base, short, tiny_world / "world", threads=1, template=template_text("scalpel_vs_hammer"))
+    make(tmp_path / "whole")
+    monkeypatch.setattr(model, "SAVE_SECONDS", 0.0)
+    make(tmp_path / "damaged")
+    (path,) = (tmp_path / "damaged" / STATE).glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    make(tmp_path / "damaged")
+    assert "damaged" in capfd.readouterr().err
+    files = [tmp_path / kind / "model" / "model.safetensors" for kind in ("whole", "damaged")]
+    assert sha256_file(files[0]) == sha256_file(files[1])
 
 
 def test_tokenizer_round_trip_and_digits(tiny_base):

@@ -20,10 +20,11 @@ from scalpel.config.evaluation import EvaluationRecipe
 from scalpel.errors import UserError
 from scalpel.evaluation.questions import prepare
 from scalpel.inference import EngineSettings, open_engine
-from scalpel.inference.remote import TOKEN, Servers
+from scalpel.inference.meeting import ServerOrder
+from scalpel.inference.remote import Servers
 from scalpel.inference.requests import Completion, Request
 from scalpel.launch.crew import Crew
-from scalpel.launch.supervise import free_port
+from scalpel.launch.servers import RolloutServers
 from tests import tiny
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed: it is in envs/gpu.lock only", exc_type=ImportError)
@@ -216,19 +217,25 @@ def test_evaluation_is_as_by_transformers(bases, tmp_path):
 # ---------------------------------------------------------------- as a rollout server
 
 
-def test_as_the_launcher_starts_it_until_its_input_closes(bases, expected, tmp_path):
-    """SIGTERM does not end it; the end of its standard input does, with all that it started."""
-    url = f"http://127.0.0.1:{free_port()}"
+def test_as_the_launcher_starts_it_until_its_input_closes(bases, expected, tmp_path, monkeypatch):
+    """SIGTERM does not end it, nor does a wrong request; the end of its standard input does, with all it started."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     weights = [list(load_file(base / "model.safetensors").items()) for base in bases]
     asked = [request._replace(samples=1) for request in ASKED]
-    with Crew() as crew:
-        arguments = ["vllm", str(bases[0]), SETTINGS.model_dump_json(), url]
-        crew.start(url, "scalpel.inference.server", arguments, {TOKEN: "token", "VLLM_CACHE_ROOT": str(tmp_path)})
-        rollouts, process = Servers([url], "token", 300.0), crew.children[url].process
+    order = ServerOrder(kind="vllm", model=str(bases[0]), engine=SETTINGS, completions=8, max_tokens=24)
+    with Crew() as crew, RolloutServers(crew, order, [(None, None)]) as servers:
+        rollouts, process = Servers(servers.meeting, 300.0), crew.children["server"].process
         for version, policy in enumerate([0, 1, 0]):
             found = rollouts.complete(asked, weights[policy], version, 0.0, 1.0)
             assert found == [[Completion(*one[:2]) for one in mine] for mine in expected[policy][0]]
             process.send_signal(signal.SIGTERM)
+            for wrong, words in (
+                (Request([5], (1,), 1, 10**9), "tokens; this server gives"),
+                (Request([10**6], (1,), 1, 1), "the model has tokens"),
+                (Request([5] * 3000, (1,), 1, 1), "positions"),
+            ):
+                with pytest.raises(UserError, match=words):
+                    rollouts.complete([wrong], [], version, 0.0, 1.0)
         assert process.poll() is None and session(process.pid)
         process.stdin.close()
         assert process.wait(10) == 0

@@ -14,9 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_frozen_mlp", "sft_qk_only")
-FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "freezing")
+FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "frontier", "kl", "norms_grpo", "norms_sft", "freezing")
 TABLES = ("scores", "kl_final", "norms")
-EXHIBITS = len(FIGURES) + len(TABLES)
 
 
 def snakemake(*arguments, cwd=ROOT, check=True) -> str:
@@ -58,7 +57,6 @@ def test_dry_run_of_every_scale(scale, shards, fetches, questions, audits, tmp_p
         "evaluate": len(RUNS) * shards + 1,
         "figure": len(FIGURES),
         "table": len(TABLES),
-        "describe": EXHIBITS + 1,
     }
     assert not list(tmp_path.glob("results/*/*/*")), "a dry-run makes no result"
 
@@ -85,6 +83,39 @@ def test_bad_config_is_one_sentence(config, sentence, tmp_path):
     shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
     output = snakemake("-n", "--config", config, cwd=tmp_path, check=False)
     assert sentence in output and "exit status 0" not in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("results/figures/scalpel_vs_hammer/kll.pdf", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
+        ("results/train/grop-{grpo}/manifest.json", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("results/figures/scalpel_vs_hammer/kl.pdf", None),
+    ],
+)
+def test_a_mistyped_target_gets_the_nearest_name(target, sentence, tmp_path):
+    from scalpel.config.load import load
+    from scalpel.plan import Plan
+
+    shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
+    grpo = Plan(load({}, ROOT / "workflow"), ROOT / "workflow", tmp_path).run("scalpel_vs_hammer", "grpo", 42)
+    fields = {"grpo": grpo.checkpoints.digest}
+    output = snakemake("-n", target.format(**fields), cwd=tmp_path, check=sentence is None)
+    if sentence:
+        assert sentence.format(**fields) in output and "exit status 0" not in output and "Exception" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("runs: {}\nscale: laptop\nruns: {}\n", "config.yaml: key 'runs' stands there twice in line 3"),
+        ("a: &a [x]\n" + "b: [" + ", ".join(["*a"] * 2000) + "]\n", "config.yaml: too many aliases in line 2"),
+    ],
+)
+def test_yaml_that_snakemake_would_take_is_refused(text, sentence, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    output = snakemake("-n", cwd=tmp_path, check=False)
+    assert sentence in output and "exit status 0" not in output
 
 
 @pytest.mark.workflow

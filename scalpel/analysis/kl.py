@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from scalpel.chat import load_tokenizer, render
+from scalpel.chat import control_text, holds, load_tokenizer, render
 from scalpel.config.analysis import KLRecipe, KLSettings
 from scalpel.errors import UserError
 from scalpel.progress import track
@@ -53,7 +53,7 @@ def kl(
 
     torch.set_num_threads(settings.threads)
     device = default_device()
-    asked, too_long = read_questions(questions, base, recipe)
+    asked, too_long, planted = read_questions(questions, base, recipe)
     batches = by_length(asked, settings.batch_tokens)
 
     model = load_model(base, "float32", device)
@@ -97,11 +97,13 @@ def kl(
     table = pa.table([[record[i] for record in records] for i in range(len(columns))], schema=pa.schema(columns))
     pq.write_table(table, out / "kl.parquet", compression="zstd")
     notes = {"questions": len(asked), "max_tokens": recipe.max_tokens, "rows_left_out_as_too_long": too_long}
+    notes |= {"rows_left_out_for_special_tokens": planted} if planted else {}
     (out / "notes.json").write_text(json.dumps(notes, indent=1) + "\n")
 
 
-def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Question], list[int]]:
-    """Tokenised conversations of the first recipe.prompts rows, and the rows that exceed recipe.max_tokens."""
+def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Question], list[int], list[int]]:
+    """Tokenised conversations of the first recipe.prompts rows, the rows that exceed recipe.max_tokens, and those that
+    hold the text of a special token, which would become one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,18 +114,21 @@ def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Quest
     if set(table.column_names) != {"problem", "solution"}:
         raise UserError(f"{path} lacks the column problem or solution; KL needs both.")
     tokenizer = load_tokenizer(base)
-    kept, too_long = [], []
+    control = control_text(tokenizer)
+    kept, too_long, planted = [], [], []
     for row, item in enumerate(table.slice(0, recipe.prompts).to_pylist()):
         if not isinstance(item["problem"], str) or not isinstance(item["solution"], str):
             raise UserError(f"{path}: row {row} has no text in problem or solution.")
         question = tokenised(tokenizer, row, item["problem"], item["solution"])
-        if len(question.ids) > recipe.max_tokens:
+        if holds(control, item):
+            planted.append(row)
+        elif len(question.ids) > recipe.max_tokens:
             too_long.append(row)
         else:
             kept.append(question)
     if not kept:
         raise UserError(f"{path}: no conversation has at most {recipe.max_tokens} tokens; raise kl.max_tokens.")
-    return kept, too_long
+    return kept, too_long, planted
 
 
 def tokenised(tokenizer, row: int, problem: str, solution: str) -> Question:

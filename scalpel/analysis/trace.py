@@ -36,7 +36,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from scalpel.chat import load_tokenizer
+from scalpel.chat import control_text, holds, load_tokenizer
 from scalpel.config.analysis import TraceRecipe, TraceSettings
 from scalpel.errors import UserError
 from scalpel.progress import track
@@ -114,6 +114,10 @@ def trace(model: Path, facts: Path, recipe: TraceRecipe, settings: TraceSettings
     torch.set_num_threads(settings.threads)
     asked = read_facts(facts, recipe.facts)
     tokenizer = load_tokenizer(model)
+    control = control_text(tokenizer)
+    for row, item in enumerate(asked):
+        if holds(control, item):
+            raise UserError(f"{facts}: row {row} holds the text of a special token of the model's; remove it.")
     tokenised = [tokenised_fact(tokenizer, facts, row, **item) for row, item in enumerate(asked)]
     loaded = load_model(model, "float32", default_device())
     noise = recipe.noise * embedding_std(loaded, tokenizer, [item["subject"] for item in asked])

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scalpel.artifact.checking import checked
-from scalpel.artifact.files import MANIFEST, RECIPE, read_json
+from scalpel.artifact.checking import checked, manifest_of
+from scalpel.artifact.files import MANIFEST, RECIPE, below, read_json, results_of
 from scalpel.artifact.identity import digest_of
-from scalpel.errors import UserError
+from scalpel.errors import Passing, UserError
 from scalpel.launch import slurm
 
 LATE_SECONDS = 60.0  # that a shared file system may take to show another node's files
@@ -36,7 +36,7 @@ class Job:
 
     def recipe_of(self, role: str) -> dict:
         """What an input was made by."""
-        return read_json(self.inputs[role] / MANIFEST)["recipe"]
+        return manifest_of(self.inputs[role])["recipe"]
 
     def inputs_of(self, kind: str) -> dict[str, Path]:
         """The inputs whose role is ``<kind>/...``, keyed by what follows the slash."""
@@ -57,29 +57,28 @@ def open_job(directory: Path) -> Job:
             recorded["recipe"],
             {role: item["digest"] for role, item in recorded["inputs"].items()},
         )
-        root = directory.resolve().parents[2]
+        results = results_of(directory, 2)
         job = Job(
             directory=directory,
             stage=recorded["stage"],
             name=recorded["name"],
             digest=digest,
             recipe=recorded["recipe"],
-            inputs={role: root / item["directory"] for role, item in recorded["inputs"].items()},
-            gates={role: root / item["directory"] for role, item in recorded.get("gates", {}).items()},
+            inputs={role: below(results, item["directory"]) for role, item in recorded["inputs"].items()},
+            gates={role: below(results, item["directory"]) for role, item in recorded.get("gates", {}).items()},
             settings=recorded["settings"],
         )
-    except KeyError as missing:
-        raise UserError(
-            f"{directory / RECIPE} lacks {missing}; delete the directory and run snakemake again."
-        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        missing = f"lacks {error}" if isinstance(error, KeyError) else "is damaged"
+        raise UserError(f"{directory / RECIPE} {missing}; move the directory aside and run snakemake again.") from None
     if not directory.resolve().name.endswith(f"-{digest}"):
         raise UserError(
             f"{directory} holds the recipe of {job.name}-{digest}; it was moved or edited: "
-            "delete it and run snakemake again."
+            "move it aside and run snakemake again."
         )
     for role, path in (job.inputs | job.gates).items():
         if not wait_until_shown(path / MANIFEST):
-            raise UserError(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
+            raise Passing(f"{directory.name} needs {role} in {path}, which is not finished; run snakemake for it.")
         expected = (recorded["inputs"] | recorded.get("gates", {}))[role]["digest"]
         if not path.name.endswith("-" + expected):
             raise UserError(f"{directory / RECIPE}: input {role} points at {path}, another digest.")

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scalpel.artifact.files import LEASE
+from scalpel.artifact.files import LEASE, MANIFEST, STATE, sweep, temporary
 from scalpel.errors import UserError
 from scalpel.launch import slurm
 
@@ -39,13 +40,15 @@ class Held(UserError):
 
 
 class Holder(NamedTuple):
-    """A lease that is alive: its token, who wrote it ("?" when not readable), and whether it holds or still looks."""
+    """A lease that is alive: its token, who wrote it ("?" when not readable), whether it holds or still looks, and
+    since when (time.time())."""
 
     token: str
     host: str
     pid: int | str
     job: str | None
     holds: bool = True
+    since: float | None = None
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" + (f", SLURM job {self.job}" if self.job else "")
@@ -65,13 +68,29 @@ def lease(directory: Path) -> Iterator[None]:
         with _heartbeat(mine):
             yield
     finally:
-        mine.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mine.unlink(missing_ok=True)
 
 
 def holders(directory: Path) -> list[Holder]:
     """Who holds the directory, for people to read; judged by this machine's clock."""
     found = [_alive(path, time.time(), {}) for path in directory.glob(f"{LEASE}.*.json") if NAME.fullmatch(path.name)]
     return [holder for holder in found if holder and holder.holds]
+
+
+def clear_remains(directory: Path) -> None:
+    """Remove what dead processes left in a result: temporary files, leases, the state of a finished one.
+
+    Leases of other hosts are for takers to judge, and a directory that anybody holds is left alone.
+    """
+    sweep(directory)
+    for path in directory.glob(f"{LEASE}.*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            of_here = json.loads(path.read_text())["host"] == socket.gethostname()
+            if of_here and NAME.fullmatch(path.name) and _alive(path, time.time(), {}) is None:
+                path.unlink(missing_ok=True)
+    if (directory / MANIFEST).is_file() and (directory / STATE).is_dir() and not holders(directory):
+        shutil.rmtree(directory / STATE, ignore_errors=True)
 
 
 def _take(directory: Path, mine: Path, token: str) -> None:
@@ -103,13 +122,15 @@ def _announce(path: Path, holds: bool) -> None:
         "started": process_start(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID"),
         "holds": holds,
+        "since": round(time.time(), 1),
     }
-    temporary = path.with_name(f".{path.name}")
+    partial = temporary(path)
     try:
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, path)
+        partial.write_text(json.dumps(content))
+        os.replace(partial, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _others(directory: Path, mine: Path, watched: dict[str, tuple[float, float]]) -> list[Holder]:
@@ -136,10 +157,11 @@ def _alive(path: Path, now: float, watched: dict[str, tuple[float, float]]) -> H
     try:
         dated = path.stat().st_mtime
         content = json.loads(path.read_text())
-        holder = Holder(token, content["host"], content["pid"], content.get("job"), content.get("holds", True))
+        rest = content.get("job"), content.get("holds", True), content.get("since")
+        holder = Holder(token, content["host"], int(content["pid"]), *rest)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         content, holder = {}, Holder(token, "?", "?", None)
     if holder.host == socket.gethostname():
         try:
@@ -192,8 +214,12 @@ def _heartbeat(path: Path) -> Iterator[None]:
 
 
 def process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot (Linux), which tells a reused process id apart."""
+    """Start time of a process in clock ticks since boot (Linux), which tells a reused process id apart.
+
+    None for one that has ended, waited for by its parent or not.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -14,84 +13,166 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from scalpel.artifact.files import FINISHED, MANIFEST, PROVENANCE, RECIPE, STATE, read_json, write_atomically
+from scalpel.artifact.disk import disk_errors
+from scalpel.artifact.files import (
+    FINISHED,
+    MANIFEST,
+    PROVENANCE,
+    RECIPE,
+    STATE,
+    is_abandoned,
+    is_temporary,
+    read_json,
+    remove,
+    results_of,
+    write_atomically,
+)  # fmt: skip
 from scalpel.artifact.job import Job, open_job
 from scalpel.artifact.lease import Held, lease
-from scalpel.artifact.manifest import is_own, is_stray, restore, seal
+from scalpel.artifact.manifest import content_hashes, is_own, restore, seal
 from scalpel.artifact.provenance import circumstances
-from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.errors import AGAIN, FINAL, Interrupted, UserError, status_of
 from scalpel.launch import slurm
 from scalpel.stages import STAGES
 
+STARTED = "SCALPEL_CONFIG"  # in the environment of all that Snakemake starts: the configuration it was started with
+MADE_OF = "made_of.json"  # in state/: the content hashes of the inputs that an interrupted start read
+LOOK_SECONDS = 2.0  # between looks at a result that somebody else makes
+
 
 def run_stage(produce: Callable[[Job], None]) -> None:
-    """Main of a stage program. Exit status 2 for what the user can put right, AGAIN for a run that stopped early."""
+    """Main of a stage program. Exit status FINAL for what the user can put right, AGAIN for one that stopped early."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         module = Path(sys.argv[0]).stem
         sys.exit(f"usage: python -m scripts.{module} results/<stage>/<name>-<digest>")
     directory = Path(sys.argv[1])
     try:
-        job = open_job(directory)
-        with lease(directory):
-            if restore(directory, job.digest, job.inputs):
-                shutil.rmtree(directory / STATE, ignore_errors=True)
-                print(f"{directory} was finished before and is whole", file=sys.stderr)
-                return
-            with making(directory) as job:
-                check_node(job)
-                check_gates(job)
-                os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
-                quiet_libraries(offline=job.stage != "fetch")
-                print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)
-                produce(job)
+        with disk_errors(directory):
+            job = open_job(directory)
+            with held(directory):
+                if restore(directory, job.digest, job.inputs):
+                    shutil.rmtree(directory / STATE, ignore_errors=True)
+                    _sweep(directory)
+                    print(f"{directory} was finished before and is whole", file=sys.stderr)
+                    return
+                with making(directory) as job:
+                    check_node(job)
+                    check_gates(job)
+                    os.environ.setdefault("OMP_NUM_THREADS", str(job.settings.get("threads", 1)))
+                    quiet_libraries(offline=job.stage != "fetch")
+                    print(f"{job.stage} {job.name}-{job.digest}", file=sys.stderr, flush=True)
+                    produce(job)
     except Interrupted as pause:
         _queue_again(directory, str(pause), pause.requeue)
     except Held as error:
         if not slurm.job():
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(FINAL)
         _queue_again(directory, str(error), True)  # rather than hold nodes while another job does the work
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status_of(error))
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold the directory's lease. Held when somebody else does, by hand and in SLURM's jobs.
+
+    A job that Snakemake started on this machine waits instead: when Snakemake is killed the jobs of its last start
+    run on, and the next start is to end with their results.
+    """
+    told = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lease(directory))
+            except Held as error:
+                if slurm.job() or STARTED not in os.environ:
+                    raise
+                if not told:
+                    print(f"{str(error).split(';')[0]}: waiting for it", file=sys.stderr, flush=True)
+                told = True
+            else:
+                yield
+                return
+        time.sleep(LOOK_SECONDS)
 
 
 @contextlib.contextmanager
 def making(directory: Path) -> Iterator[Job]:
     """Open the step and, when the block succeeds, write provenance.json and then the manifest. Hold the lease before.
 
-    What an earlier, interrupted start left is removed first, unless the stage is resumable: then the stage resumes
-    from it, and state/ is removed once the manifest is written.
+    What an earlier, interrupted start left is removed first, unless the stage is resumable and its inputs hold what
+    they held then: it resumes from that, and state/ is removed once the manifest is written. When the block fails,
+    what a stage that cannot be resumed has written is removed at once. Raises UserError when an input changed
+    meanwhile.
     """
     job = open_job(directory)
     started = time.time()
+    try:
+        made_of = content_hashes(job.inputs)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{directory}: the manifest of an input is damaged; `make verify` says which.") from None
+    resumable = STAGES[job.stage].resumable
     for name in (MANIFEST, FINISHED):
         (directory / name).unlink(missing_ok=True)
-    for entry in directory.iterdir():
-        if is_stray(entry.name) or (not is_own(entry.name) and not STAGES[job.stage].resumable):
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+    _sweep(directory)
+    if not resumable or not _made_of(directory, made_of):
+        _clear(directory)
+    if resumable and made_of:
+        (directory / STATE).mkdir(exist_ok=True)
+        write_atomically(directory / STATE / MADE_OF, json.dumps(made_of) + "\n")
     try:
         yield job
         provenance = circumstances() | {"seconds": round(time.time() - started, 2), "started": round(started, 2)}
         write_atomically(directory / PROVENANCE, json.dumps(provenance, indent=1) + "\n")
+        if content_hashes(job.inputs) != made_of:
+            raise UserError(f"an input of {directory} was made again while it was read; start snakemake again.")
+        _sweep(directory)
         seal(directory, read_json(directory / RECIPE), job.inputs)
         shutil.rmtree(directory / STATE, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"No space left on the disk of {directory} while {error.filename or 'a file'} was written; "
-                "free some and start again: what was finished is kept."
-            ) from error
+    except Exception:
+        if not resumable:
+            with contextlib.suppress(OSError):
+                _clear(directory)
         raise
 
 
+def _sweep(directory: Path) -> None:
+    """Remove the temporary files below a result whose lease is held; a recipe's may be another start's, alive."""
+    for path in directory.rglob(".*.tmp"):
+        if is_abandoned(path) or (is_temporary(path.name) and not path.name.startswith(f".{RECIPE}.")):
+            path.unlink(missing_ok=True)
+
+
+def _clear(directory: Path) -> None:
+    """Remove everything but the recipe and the leases."""
+    for entry in directory.iterdir():
+        if entry.name in (STATE, PROVENANCE) or not is_own(entry.name):
+            remove(entry)
+
+
+def _made_of(directory: Path, made_of: dict[str, str]) -> bool:
+    """Whether what an interrupted start left, if anything, was made of these very inputs."""
+    path = directory / STATE / MADE_OF
+    if not path.is_file():
+        return True
+    try:
+        same = json.loads(path.read_text()) == made_of
+    except ValueError:
+        same = False
+    if not same:
+        print(f"{directory}: an input has changed since it was interrupted; starting over", file=sys.stderr, flush=True)
+    return same
+
+
 def check_node(job: Job) -> None:
-    """Refuse a node whose GPUs do not work, and leave word of it: the next attempt runs elsewhere."""
+    """Refuse nodes whose GPUs do not work, and leave word of it: the next attempt runs elsewhere."""
     gpus = job.settings.pop("gpus", 0)
     if gpus:
-        from scalpel.launch.health import refuse_unhealthy_node
+        from scalpel.launch.health import refuse_unhealthy_nodes
 
-        refuse_unhealthy_node(gpus, job.directory.resolve().parents[1])
+        refuse_unhealthy_nodes(gpus, results_of(job.directory, 2))
 
 
 def check_gates(job: Job) -> None:

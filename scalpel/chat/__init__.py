@@ -1,8 +1,8 @@
 """Chat templates by name, and rendering: filter, trainers, KL and evaluation all render with the base model's.
 
 A base model's tokenizer is saved with its template (scalpel/base_model.py), and every checkpoint carries a copy, so
-one text decides the token ids of all stages; tests compare them. `conversation` never adds a system message: the
-templates here put their system prompt in front of the first user turn.
+one text decides the token ids of all stages; tests compare them. `conversation` adds a system message only where a
+recipe gives one: the templates here put their system prompt in front of the first user turn.
 
 * ``scalpel_vs_hammer``: the text of the training template of Neelectric/open-r1_olmo (rendered ids are compared with
   the authors' in tests/). Like theirs, the branch without a system message writes ``<|user|>`` with no newline after
@@ -16,7 +16,9 @@ templates here put their system prompt in front of the first user turn.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
@@ -46,9 +48,10 @@ def template_text(name: str, where: str = "chat_template") -> str | None:
     raise UserError(f"{where}: {name!r} is neither a template ({names}, {OWN}) nor the path of a .jinja file.")
 
 
-def conversation(question: str, response: str | None = None) -> list[dict[str, str]]:
-    """Messages of one exchange, without a system message (the template supplies it)."""
-    messages = [{"role": "user", "content": question}]
+def conversation(question: str, response: str | None = None, system: str | None = None) -> list[dict[str, str]]:
+    """Messages of one exchange; without a system message unless one is given (the template supplies it)."""
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": question})
     if response is not None:
         messages.append({"role": "assistant", "content": response})
     return messages
@@ -97,18 +100,38 @@ def check_template(tokenizer, where: str) -> None:
         )
 
 
+def control_text(tokenizer) -> re.Pattern:
+    """What text of a problem or an answer must not hold: it would become a special token or a turn of its own.
+
+    These are the tokenizer's special tokens, and what the template marks turns with (``<|user|>``). The think and
+    answer tags are ordinary text.
+    """
+    found = set(tokenizer.all_special_tokens)
+    found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found |= set(re.findall(r"<\|[^|<>\s]+\|>", tokenizer.chat_template or ""))
+    tags = {"<think>", "</think>", "<answer>", "</answer>"}
+    return re.compile("|".join(map(re.escape, sorted(found - tags, key=len, reverse=True))) or r"(?!)")
+
+
+def holds(control: re.Pattern, value: Any) -> bool:
+    """Whether such text stands anywhere in a value: text, or lists and objects of it."""
+    if isinstance(value, (list, dict)):
+        return any(holds(control, item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and control.search(value) is not None
+
+
 def opening(tokenizer) -> str:
     """What the template itself lets the assistant's turn begin with, of what the tags' rules look at: ``<think>``."""
     return THINK if render(tokenizer, "?").endswith(THINK) else ""
 
 
-def render(tokenizer, question: str, response: str | None = None) -> str:
+def render(tokenizer, question: str, response: str | None = None, system: str | None = None) -> str:
     """Text of one exchange; with no response, the prompt that ends in the assistant's turn."""
     return tokenizer.apply_chat_template(
-        conversation(question, response), tokenize=False, add_generation_prompt=response is None
+        conversation(question, response, system), tokenize=False, add_generation_prompt=response is None
     )
 
 
-def token_ids(tokenizer, question: str, response: str | None = None) -> list[int]:
+def token_ids(tokenizer, question: str, response: str | None = None, system: str | None = None) -> list[int]:
     """Token ids of `render`. The template writes BOS itself, so nothing is added around it."""
-    return tokenizer(render(tokenizer, question, response), add_special_tokens=False)["input_ids"]
+    return tokenizer(render(tokenizer, question, response, system), add_special_tokens=False)["input_ids"]

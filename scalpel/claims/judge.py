@@ -110,9 +110,9 @@ def both(*outcomes: Outcome) -> Outcome:
 
 def changes(evidence: Evidence, run: str) -> dict[str, list[float]]:
     """Projection -> relative change of each layer; Lacking where nothing was measured or nothing changed."""
-    if run not in evidence.change:
+    found = {projection: layers for projection, layers in evidence.change.get(run, {}).items() if layers}
+    if not found:
         raise Lacking(f"the weight change of {run} was not measured")
-    found = evidence.change[run]
     values = [value for layers in found.values() for value in layers]
     if not all(map(math.isfinite, values)):
         raise Lacking(f"a weight change of {run} is not a number")

@@ -114,9 +114,11 @@ def sft_changes_more(evidence: Evidence) -> Outcome:
 def query_key_most(run: str) -> Callable[[Evidence], Outcome]:
     def judge(evidence: Evidence) -> Outcome:
         means = type_means(changes(evidence, run))
+        if not {*QUERY_KEY} < means.keys():
+            raise Lacking(f"the weight change of {run} was not measured for {' and '.join(QUERY_KEY)} beside others")
         order = sorted(means, key=lambda projection: -means[projection])
         text = ", ".join(f"{projection.removesuffix('_proj')} {means[projection]:.3g}" for projection in order)
-        lead = len(order) > 2 and set(order[:2]) == set(QUERY_KEY) and means[order[1]] > means[order[2]]
+        lead = set(order[:2]) == set(QUERY_KEY) and means[order[1]] > means[order[2]]
         return Outcome(APPEARS if lead else ABSENT, f"{text}.")
 
     return judge

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scalpel.config.types import Name, Positive, Recipe, Strict, Whole, unhashed
+from scalpel.config.types import AtOnce, Few, Name, Positive, Recipe, Strict, Tokens, Whole, unhashed
 
 
 class KLRecipe(Recipe):
@@ -14,13 +14,13 @@ class KLRecipe(Recipe):
 
     questions: Name | None = unhashed(None)  # a set with problems and solutions; None: the one of the measure's name
     prompts: Positive | None = None  # first questions only; None: all
-    max_tokens: Positive = 4096
+    max_tokens: Tokens = 4096
 
 
 class KLSettings(Strict):
-    chunk: Positive = 512  # positions whose full-vocabulary log-probabilities are held at once
-    batch_tokens: Positive = 4096
-    threads: Positive = 1
+    chunk: AtOnce = 512  # positions whose full-vocabulary log-probabilities are held at once
+    batch_tokens: AtOnce = 4096
+    threads: Few = 1
 
 
 class TraceRecipe(Recipe):
@@ -30,10 +30,10 @@ class TraceRecipe(Recipe):
     facts: Positive | None = None  # first facts only; None: all
     noise: Annotated[float, Field(gt=0)] = 3.0  # times the standard deviation of the subject tokens' embeddings
     samples: Annotated[int, Field(gt=0, le=1000)] = 10  # noised copies of each fact
-    window: Positive = 10  # layers whose MLP or attention outputs are restored together
+    window: Few = 10  # layers whose MLP or attention outputs are restored together
     seed: Whole = 42
 
 
 class TraceSettings(Strict):
-    batch_size: Positive = 256  # sequences of one forward pass
-    threads: Positive = 1
+    batch_size: AtOnce = 256  # sequences of one forward pass
+    threads: Few = 1

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scalpel.config.types import Commit, Fraction, Name, Positive, Recipe, Repository, Seed, Strict, Whole
+from scalpel.config.types import (
+    Commit,
+    Few,
+    Fraction,
+    Location,
+    Name,
+    Recipe,
+    Repository,
+    Seed,
+    Strict,
+    Tokens,
+    Whole,
+    later,
+)
 
 
 class ToySource(Strict):
@@ -22,7 +34,7 @@ class ParquetSource(Strict):
     """
 
     kind: Literal["parquet"]
-    path: Path
+    path: Location
     columns: dict[str, str] = {}
     constants: dict[str, Any] = {}
     boxed_answer_of: str | None = None  # column whose last \\boxed{...} is the answer
@@ -39,15 +51,31 @@ Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="
 
 
 class FilterRecipe(Recipe):
-    """Which rows are trained on (paper section 3.1 and appendix A)."""
+    """Which rows are trained on, with which trace and which answer.
 
-    source: str = "cn_k12"  # the value wanted in column `source`
-    max_tokens: Positive = 4096  # of the rendered conversation: system prompt, question, trace, EOS
-    decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] = 13  # words; a shorter question is compared whole
-    verified_by: Literal["math_verify", "math_verify_or_llama"] = "math_verify"
+    Of the paper (section 3.1, appendix A): the source, the cap of 4096 tokens, and that rows were verified.
+    Completeness, duplicates, decontamination and unparsable answers are ours; each can be switched off.
+    """
+
+    source: str | None = "cn_k12"  # the value wanted in column `source`; None: any
+    max_tokens: Tokens | None = 4096  # of the rendered conversation: system prompt, question, trace, EOS; None: any
+    # Words of a run that a question may not share with an evaluation question; a shorter question is compared whole.
+    decontamination_ngram: Annotated[int, Field(gt=0, le=1000)] | None = 13  # None: no comparison
+    # Who must have found a generation right. The paper's text: math-verify and a Llama judge; its code: none.
+    verified_by: Literal["math_verify", "math_verify_or_llama", "math_verify_and_llama", "none"] = "math_verify"
     require_complete: bool = True  # is_reasoning_complete of the chosen trace
-    unparsable_answer: Literal["stop", "drop"] = "stop"  # a kept row whose answer math-verify cannot parse
-    max_prompt_tokens: Positive | None = None  # None: no cap of its own
+    unparsable_answer: Literal["stop", "drop", "keep"] = "stop"  # a row whose answer math-verify cannot parse
+    max_prompt_tokens: Tokens | None = None  # None: no cap of its own
+    duplicates: Literal["drop", "keep"] = later("drop", as_before="drop")
+    # first: the first generation that passes; messages: the assistant's turn of column `messages` (the authors').
+    trace: Literal["first", "messages"] = later("first", as_before="first")
+    # The column that completions are graded against. The authors' accuracy reward reads `solution`.
+    gold: Literal["answer", "solution"] = later("answer", as_before="answer")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns it reads beside those that every filter reads."""
+        return ("solution",) * (self.gold == "solution") + ("messages",) * (self.trace == "messages")
 
 
 class Dataset(Strict):
@@ -65,14 +93,14 @@ class OrderRecipe(Recipe):
     """
 
     seed: Seed
-    epochs: Positive = 3
+    epochs: Few = 3
 
 
 class GenerateRecipe(Recipe):
     """A model's own answers to the kept questions; the verified ones take the traces' place (stage generate)."""
 
     samples: Annotated[int, Field(gt=0, le=4096)] = 4  # answers a question, of which the first verified one is kept
-    max_new_tokens: Positive = 1500
+    max_new_tokens: Tokens = 1500
     temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
     top_p: Fraction = 1.0
     seed: Whole = 0  # added to the run's

@@ -6,13 +6,26 @@ its own unless it says otherwise, makes nothing else again.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from scalpel.config.data import HubDataset
-from scalpel.config.types import Fraction, Name, Positive, Recipe, Strict, Whole, unhashed
+from scalpel.config.types import (
+    AtOnce,
+    Few,
+    Fraction,
+    Location,
+    Name,
+    NameOrPath,
+    Positive,
+    Recipe,
+    Strict,
+    Tokens,
+    Whole,
+    later,
+    unhashed,
+)
 
 Format = Literal["math", "aime", "gsm8k", "gpqa", "mmlu", "mmlu_pro", "ifeval", "exact_match", "choice", "facts"]
 FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
@@ -35,8 +48,8 @@ class FileQuestions(Strict):
     """
 
     kind: Literal["files"] = "files"
-    file: Path | HubDataset
-    examples: Path | HubDataset | None = None
+    file: Location | HubDataset
+    examples: Location | HubDataset | None = None
     format: Format | None = None
     columns: dict[str, str] = {}
 
@@ -48,8 +61,8 @@ class LMEvalQuestions(Strict):
     """
 
     kind: Literal["lm_eval"] = "lm_eval"
-    lm_eval: str
-    files: dict[str, Path | HubDataset] = {}
+    lm_eval: NameOrPath
+    files: dict[str, Location | HubDataset] = {}
 
 
 def _kind(value: Any) -> str | None:
@@ -77,12 +90,16 @@ class TaskRecipe(Recipe):
 
     questions: Name | None = unhashed(None)  # the set; None: the one of the task's own name
     group: Name | None = unhashed(None)  # None: a group of its own
+    at: Literal["all", "last"] = unhashed("all")  # which of the evaluated checkpoints
     shots: Annotated[int, Field(ge=0, le=100)] = 0
     samples: Annotated[int, Field(gt=0, le=4096)] = 1  # completions per question; the score is their mean (avg@n)
-    max_new_tokens: Positive = 4096
+    max_new_tokens: Tokens = 4096
     limit: Positive | None = None  # first questions only; None: all
     formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
     prompt: str | None = None  # the user's turn, with the set's columns in braces; None: the harness's own
+    one_turn: bool = later(
+        False, as_before=False
+    )  # mmlu_pro: all examples in the user's one turn, as the paper had them
 
 
 class EvaluationRecipe(Recipe):
@@ -93,16 +110,27 @@ class EvaluationRecipe(Recipe):
     top_p: Fraction = 0.95
     seed: Whole = 42  # common to all runs and their seeds, so that scores stay paired
     inference: Literal["transformers", "vllm"] = "transformers"
+    answer_rule: Literal["strict", "authors"] = later(
+        "strict", as_before="strict"
+    )  # of maths: scalpel/grading/judge.py
+
+    @model_validator(mode="after")
+    def _whole_groups(self):
+        self.groups()
+        return self
 
     def groups(self) -> dict[str, EvaluationRecipe]:
         """Each group's share of the tasks, by the group's name, in the order of the tasks."""
         names: dict[str, dict[str, TaskRecipe]] = {}
         for name, task in self.tasks.items():
             names.setdefault(task.group or name, {})[name] = task
+        for group, tasks in names.items():
+            if len({task.at for task in tasks.values()}) > 1:
+                raise ValueError(f"tasks of group {group!r} must have one value of `at`")
         return {group: self.model_copy(update={"tasks": tasks}) for group, tasks in names.items()}
 
 
 class EvaluationSettings(Strict):
-    batch_size: Positive = 64
-    threads: Positive = 1
+    batch_size: AtOnce = 64
+    threads: Few = 1
     memory_fraction: Fraction = 0.9  # of a GPU, for vLLM's weights and cache

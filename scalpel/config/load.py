@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scalpel.config.scale import Scale, Setting
-from scalpel.config.study import Config, RunAxes, RunSpec, Study, StudyFile, UserConfig
-from scalpel.config.types import BASE, NAME
+from scalpel.config.study import Config, Overlay, RunAxes, RunSpec, Study, StudyFile, UserConfig
+from scalpel.config.types import BASE, NAME, TRACES
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 
@@ -28,28 +28,24 @@ def load(raw: dict, workflow: Path) -> Config:
     user = validated(UserConfig, raw, "config.yaml")
     scale_file = named_file(workflow / "scales", user.scale, "config.yaml: scale", "scale")
     where = f"{scale_file.name} with config.yaml's overrides"
-    scale_raw = merged(read_yaml(scale_file), user.overrides)
+    scale_raw = merged(_as_published(user, workflow, read_yaml(scale_file)), user.overrides)
     scale = validated(Scale, scale_raw, where)
-    files = {}
+    files, paths = {}, {}
     for study in user.studies:
         name, path = _study_file(workflow, study)
         if name in files:
             raise UserError(f"config.yaml: studies: two are named {name!r}; rename one's file.")
-        files[name] = validated(StudyFile, read_yaml(path), path.name)
-    ours = {study: _runs_of_user(study, files, user) for study in files}
+        files[name], paths[name] = _study(workflow, name, path), _shown(path, workflow)
+    ours = {study: _runs_of_user(study, files, paths, user) for study in files}
     studies = {}
     for name, file in files.items():
-        setting = _setting(name, scale, scale_raw, where)
-        unknown = [run for run in setting.runs if run not in file.runs]
-        if unknown:
-            raise UserError(
-                f"{scale_file.name}: runs: study {name} has no run {unknown[0]!r}{nearest(unknown[0], file.runs)}."
-            )
-        runs = {
-            run: _run(run, file.runs.get(run, {}), setting, ours[name].get(run, {}), f"{name}.yaml")
-            for run in [*file.runs, *(run for run in ours[name] if run not in file.runs)]
-        }
+        setting = _setting(file.lineage, scale, scale_raw, where)
+        named = {run: [file.runs.get(run, {}), setting.runs.get(run, {}), ours[name].get(run, {})]
+                 for run in [*file.runs, *ours[name]]}  # fmt: skip
+        runs = _runs(named, setting, f"{name}.yaml")
+        _settle_rates(runs, f"{name}.yaml")
         studies[name] = Study(setting=setting, runs=runs, **{k: getattr(file, k) for k in STUDY_FIELDS})
+    _check_overridden_runs({name: study.runs for name, study in studies.items()}, files, paths, user)
     config = Config(scale_name=user.scale, scale=scale, studies=studies)
     _check_names(config, scale_file.name)
     return config
@@ -74,9 +70,47 @@ def recorded_config(path: Path | str) -> Config:
 # ---------------------------------------------------------------- parts
 
 
-def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
+def _shown(path: Path, workflow: Path) -> str:
+    """A study's file as the user knows it: below the checkout when it lies there."""
+    return path.relative_to(workflow.parent).as_posix() if path.is_relative_to(workflow) else path.as_posix()
+
+
+def _check_overridden_runs(
+    runs: dict[str, dict], files: dict[str, StudyFile], paths: dict[str, str], user: UserConfig
+) -> None:
+    """What config.yaml says of single runs must be of runs; a scale's own file may name runs that a study lacks.
+
+    runs, files, paths: of each study in use. What is said of a study holds for those that extend it.
+    """
+    asked = [("runs", name, list(files)) for name in user.overrides.get("runs") or {}]
+    for study, own in (user.overrides.get("studies") or {}).items():
+        heirs = [name for name, file in files.items() if study in file.lineage]
+        if not heirs and own is not None:
+            raise UserError(
+                f"config.yaml: overrides.studies: no study in use is named {study!r}{nearest(study, paths)}."
+            )
+        asked += [(f"studies.{study}.runs", name, heirs) for name in (own or {}).get("runs") or {}]
+    for where, name, heirs in asked:
+        known = set().union(*(runs[study] for study in heirs))
+        if name not in known:
+            shown = ", ".join(paths[study] for study in heirs)
+            raise UserError(f"config.yaml: overrides.{where}: {shown} has no run {name!r}{nearest(name, known)}.")
+
+
+def _as_published(user: UserConfig, workflow: Path, scale: dict) -> dict:
+    """The scale with a file of workflow/as_published laid over it, where config.yaml names one."""
+    if user.as_published is None:
+        return scale
+    where = "config.yaml: as_published"
+    file = named_file(workflow / "as_published", user.as_published, where, "published variant")
+    overlay = validated(Overlay, read_yaml(file), file.name)
+    if overlay.scale != user.scale:
+        raise UserError(f"{where}: {user.as_published!r} says how scale {overlay.scale} is to be, not {user.scale}.")
+    return merged(scale, overlay.overrides)
+
+
+def _study_file(workflow: Path, study: str, where: str = "config.yaml: studies") -> tuple[str, Path]:
     """(name, file) of a study: one of `workflow`, or a .yaml file of the user's, called by its file's name."""
-    where = "config.yaml: studies"
     if not study.endswith(".yaml"):
         return study, named_file(workflow / "studies", study, where, "study")
     path = Path(study)
@@ -87,14 +121,51 @@ def _study_file(workflow: Path, study: str) -> tuple[str, Path]:
     return path.stem, path
 
 
-def _setting(study: str, scale: Scale, raw: dict, where: str) -> Setting:
-    """What the scale gives this study: its own fields, with `studies.<study>` laid over them."""
-    common = {name: raw[name] for name in Setting.model_fields if name in raw}
-    own = scale.studies.get(study, {})
-    return validated(Setting, merged(common, own), f"{where}: studies.{study}" if own else where)
+def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -> StudyFile:
+    """A study's file, laid over those of the studies that it extends."""
+    raw = read_yaml(path)
+    file = validated(StudyFile, raw, path.name)
+    if file.extends is None:
+        return file.model_copy(update={"lineage": (name,)})
+    wanted = str(path.parent / file.extends) if file.extends.endswith(".yaml") else file.extends
+    parent, there = _study_file(workflow, wanted, f"{path.name}: extends")
+    if parent in (*above, name):
+        raise UserError(f"{path.name}: extends: {file.extends!r} extends this study itself.")
+    below = _study(workflow, parent, there, (*above, name))
+    parts = {part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks")}
+    whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published")}
+    file = validated(StudyFile, whole, path.name)
+    return file.model_copy(update={"lineage": (*below.lineage, name)})
 
 
-def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> dict[str, dict]:
+def _setting(lineage: tuple[str, ...], scale: Scale, raw: dict, where: str) -> Setting:
+    """What the scale gives a study: its own fields, with `studies.<study>` of each study of the lineage laid over."""
+    whole = {name: raw[name] for name in Setting.model_fields if name in raw}
+    for study in lineage:
+        own = scale.studies.get(study, {})
+        whole = merged(whole, own)
+        where = f"{where}: studies.{study}" if own and study == lineage[-1] else where
+    return validated(Setting, whole, where)
+
+
+def _settle_rates(runs: dict[str, RunSpec], where: str) -> None:
+    """Give runs the learning rate of the run that `rate_of` names, times `rate_times`."""
+    own = {name: spec.recipe.learning_rate for name, spec in runs.items() if spec.recipe and not spec.rate_of}
+    for name, spec in runs.items():
+        if spec.rate_of is None and spec.rate_times == 1:
+            continue
+        of = spec.rate_of or name
+        if spec.recipe is None or of not in own:
+            raise UserError(
+                f"{where}: run {name!r}: rate_of: {of!r} is no trained run with a learning rate of its own"
+                f"{nearest(of, own)}."
+            )
+        changed = spec.recipe.model_dump() | {"learning_rate": float(f"{own[of] * spec.rate_times:.12g}")}
+        recipe = validated(type(spec.recipe), changed, f"{where}: run {name!r}")
+        runs[name] = spec.model_copy(update={"recipe": recipe})
+
+
+def _runs_of_user(study: str, files: dict[str, StudyFile], paths: dict[str, str], user: UserConfig) -> dict[str, dict]:
     """config.yaml's `runs` that concern a study: known ones, and new ones that say how they are made."""
     found = {}
     for reference, options in user.runs.items():
@@ -105,28 +176,46 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], user: UserConfig) -> 
         new = "method" in options or "given" in options
         if not known and not new:
             there = {run for name, file in files.items() if owner in ("", name) for run in file.runs}
-            files_named = ", ".join(f"workflow/studies/{name}.yaml" for name in files)
             raise UserError(
                 f"config.yaml: runs: no run is named {run!r}{nearest(run, there)}. A new run needs `method` or "
-                f"`given` (runs stand in {files_named}, too)."
+                f"`given` (runs stand in {', '.join(paths.values())}, too)."
             )
         if study in known or (not known and owner in ("", study)):
             found[run] = merged(found.get(run, {}), options)
     return found
 
 
-def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> RunSpec:
-    """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other."""
-    where = f"{where}: run {run!r}"
+def _runs(named: dict[str, list[dict]], setting: Setting, where: str) -> dict[str, RunSpec]:
+    """All runs of a study: those that take their steps from another after that one."""
+    found: dict[str, RunSpec] = {}
+    while len(found) < len(named):
+        before = len(found)
+        for run, layers in named.items():
+            of = next((layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of")), None)
+            if run not in found and (of is None or of in found):
+                found[run] = _run(run, layers, setting, found.get(of), f"{where}: run {run!r}")
+        if len(found) == before:
+            run, layers = next((run, layers) for run, layers in named.items() if run not in found)
+            of = next(layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of"))
+            raise UserError(f"{where}: run {run!r}: steps_of: {of!r} names no run with steps{nearest(of, found)}.")
+    return {run: found[run] for run in named}
+
+
+def _run(run: str, layers: list[dict], setting: Setting, of: RunSpec | None, where: str) -> RunSpec:
+    """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other.
+
+    of: the run that it takes its steps from.
+    """
     if run == BASE or run.startswith(f"{BASE}_"):
         raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
-    layers = [options, setting.runs.get(run, {}), user]
+    if run == TRACES:
+        raise UserError(f"{where}: {TRACES!r} means a dataset's own answers; call the run something else.")
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     given = any(layer.get("given") for layer in layers)
     if given == (method is not None):
         raise UserError(f"{where}: give `method` for a run to be trained, or `given` for one made elsewhere.")
     if method is not None:
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise UserError(f"{where}: method {method!r} is not known{nearest(str(method), METHODS)}.")
         layers = [setting.methods.get(method, {}), *layers]
     whole: dict = {}
@@ -135,6 +224,10 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
             if layer.get(one) is not None:
                 whole.pop(other, None)
         whole = merged(whole, layer)
+    if of is not None:
+        if getattr(of.recipe, "steps", None) is None:
+            raise UserError(f"{where}: steps_of: that run has no number of steps; give `steps`.")
+        whole = {key: value for key, value in whole.items() if key != "epochs"} | {"steps": of.recipe.steps}
     axes = {key: value for key, value in whole.items() if key in RunAxes.model_fields}
     rest = {key: value for key, value in whole.items() if key not in RunAxes.model_fields}
     valid = validated(RunAxes, axes, where)
@@ -161,9 +254,12 @@ def _run(run: str, options: dict, setting: Setting, user: dict, where: str) -> R
 def _check_names(config: Config, file: str) -> None:
     """Every model, dataset and question set that is named must be defined."""
 
-    def known(name: str, there: dict, where: str, what: str) -> None:
+    def known(name: str, there: dict, where: str, what: str, way_out: str = "") -> None:
         if name not in there:
-            raise UserError(f"{file}: {where}: no {what} is named {name!r}{nearest(name, there)}.")
+            raise UserError(f"{file}: {where}: no {what} is named {name!r}{nearest(name, there)}{way_out}.")
+
+    def give_or_remove(part: str) -> str:
+        return f"; give it in `questions`, or remove what asks for it: `overrides: {part}`"
 
     scale = config.scale
     for name, dataset in scale.datasets.items():
@@ -172,13 +268,25 @@ def _check_names(config: Config, file: str) -> None:
     for study_name, study in config.studies.items():
         setting = study.setting
         known(setting.model, scale.models, f"model of study {study_name}", "model")
+        if setting.base_evaluated_as:
+            where = f"base_evaluated_as of study {study_name}"
+            known(setting.base_evaluated_as, scale.models, where, "model")
+            one, other = (
+                scale.models[name].model_dump(exclude={"chat_template"})
+                for name in (setting.model, setting.base_evaluated_as)
+            )
+            if one != other:
+                raise UserError(f"{file}: {where}: it must be {setting.model!r} but for its chat template.")
         known(setting.dataset, scale.datasets, f"dataset of study {study_name}", "dataset")
-        for questions in setting.guard:
-            known(questions, scale.questions, "guard", "question set")
         for name, task in setting.evaluation.tasks.items():
-            known(task.questions or name, scale.questions, f"evaluation.tasks.{name}", "question set")
+            way_out = give_or_remove(f"{{evaluation: {{tasks: {{{name}: null}}}}}}")
+            known(task.questions or name, scale.questions, f"evaluation.tasks.{name}", "question set", way_out)
         for name, measure in setting.kl.items():
-            known(measure.questions or name, scale.questions, f"kl.{name}", "question set")
+            way_out = give_or_remove(f"{{kl: {{{name}: null}}}}")
+            known(measure.questions or name, scale.questions, f"kl.{name}", "question set", way_out)
+        for questions in setting.guard:
+            way_out = give_or_remove(f"{{guard: [{', '.join(q for q in setting.guard if q != questions)}]}}")
+            known(questions, scale.questions, "guard", "question set", way_out)
         for name, run in study.runs.items():
             if run.model:
                 known(run.model, scale.models, f"run {name!r}: model", "model")
@@ -206,6 +314,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int)) and key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} stands there twice", problem_mark=key_node.start_mark)
@@ -223,9 +333,9 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path}: {problem}{f' in line {mark.line + 1}' if mark else ''}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, (dict, type(None))):
         raise UserError(f"{path}: not a mapping of keys to values.")
-    return content
+    return content or {}
 
 
 def merged(below: dict, above: dict) -> dict:

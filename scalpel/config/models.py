@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scalpel.config.types import Commit, Positive, Rate, Recipe, Repository, Seed, Strict, Whole
+from scalpel.config.types import Commit, Location, NameOrPath, Positive, Rate, Recipe, Repository, Seed, Strict, Whole
 
+TOY_EXAMPLES = {"gsm8k": 16, "mmlu": 5, "mmlu_pro": 5}  # few-shot examples of the toy world's sets, of each subject
 Small = Annotated[int, Field(gt=0, le=10**7)]  # of something a laptop makes
 
 
@@ -62,7 +62,7 @@ class BaseModelSource(Strict):
     chat_template: a name of scalpel/chat/templates, ``own`` for the model's, or the path of a Jinja file.
     """
 
-    chat_template: str = "scalpel_vs_hammer"
+    chat_template: NameOrPath = "scalpel_vs_hammer"
     config_edits: ConfigEdits = ConfigEdits()
 
 
@@ -73,7 +73,7 @@ class ToyModel(BaseModelSource):
 
 class LocalModel(BaseModelSource):
     kind: Literal["local"]
-    path: Path
+    path: Location
 
 
 class HubModel(BaseModelSource):
@@ -89,11 +89,12 @@ class LocalCheckpoints(Strict):
     """Checkpoints on disk: `path` is searched as transformers, TRL and verl save them, or each step is named."""
 
     kind: Literal["local"]
-    path: Path | None = None  # a trainer's output directory, or one model
-    checkpoints: dict[Whole, Path] = {}  # optimizer step -> model directory
+    path: Location | None = None  # a trainer's output directory, or one model
+    checkpoints: dict[Whole, Location] = {}  # optimizer step -> model directory
     seed: Seed = 0  # with which the run was made, if known
     questions_per_step: Positive | None = None  # if known: x axes of exhibits
-    tokens_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None  # trained on
+    written_per_step: Whole | None = None  # sampled in training
 
     @model_validator(mode="after")
     def _one_way(self):
@@ -110,7 +111,8 @@ class HubCheckpoints(Strict):
     checkpoints: Annotated[dict[Whole, str], Field(min_length=1)]
     seed: Seed = 0
     questions_per_step: Positive | None = None
-    tokens_per_step: Positive | None = None
+    tokens_per_step: Positive | None = None  # trained on
+    written_per_step: Whole | None = None  # sampled in training
 
 
 Given = Annotated[LocalCheckpoints | HubCheckpoints, Field(discriminator="kind")]

@@ -11,13 +11,13 @@ from scalpel.config.data import Dataset, GenerateRecipe
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings, QuestionSet
 from scalpel.config.models import Model, ToyWorldRecipe
 from scalpel.config.training import TrainSettings
-from scalpel.config.types import Name, Positive, Seed, Strict, Whole
+from scalpel.config.types import Few, Name, Positive, Seed, Strict, Whole
 
 
 class StageResources(Strict):
     """What Snakemake reserves for one job of a stage."""
 
-    threads: Positive = 1
+    threads: Few = 1
     mem_mb: Positive = 4000
     runtime: Positive = 60  # minutes
     gpus: Whole = 0
@@ -27,14 +27,15 @@ class Setting(Strict):
     """What a scale gives a study. `studies.<study>` of the scale is laid over these fields, key by key."""
 
     model: Name  # of `models`
+    base_evaluated_as: Name | None = None  # of `models`: the same weights with another chat template; None: `model`
     dataset: Name  # of `datasets`
     guard: tuple[Name, ...] = ()  # question sets that no training row may overlap with
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (42,)  # of every run that names none
-    epochs: Annotated[int, Field(gt=0, le=10**4)] = 3  # permutations of the rows in each question order
+    epochs: Few = 3  # permutations of the rows in each question order
     methods: dict[str, dict[str, Any]] = {}  # defaults of every run of a method
     runs: dict[Name, dict[str, Any]] = {}  # what this scale gives single runs of the study
     evaluation: EvaluationRecipe
-    evaluation_shards: Positive = 1  # jobs per run and group, each with its share of the checkpoints
+    evaluation_shards: Few = 1  # jobs per run and group, each with its share of the checkpoints
     kl: dict[Name, KLRecipe] = {}  # measures of KL by name; the first is the one shown where one is
     generate: GenerateRecipe = GenerateRecipe()
     trace: TraceRecipe = TraceRecipe()

@@ -14,7 +14,7 @@ from scalpel.config.types import Positive, Strict
 class Site(Strict):
     """Where SLURM jobs go. SCALPEL_ACCOUNT, SCALPEL_GPU_PARTITION, ... in the environment win."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     account: str | None = None  # None: the user's default account
     partition: str | None = None  # of jobs without GPUs; None: the cluster's default

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny
 from scalpel.config.models import Given
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Name, Positive, Recipe, Reference, Seed, Strict
+from scalpel.config.types import Few, Name, NameOrPath, Recipe, Reference, Seed, Strict
 from scalpel.methods import AnyRecipe
 
 
@@ -20,9 +20,14 @@ class RunAxes(Strict):
     dataset: Name | None = None  # None: the study's
     start_from: Reference | None = None  # trains on from that run's last checkpoint
     data_from: Reference | Literal["base"] | None = None  # trains on that model's own verified answers
+    # Only questions that these sources answer, too: what makes runs on different answers comparable.
+    common_with: tuple[Reference | Literal["base", "traces"], ...] = ()
+    steps_of: Name | None = None  # as many optimizer steps as that run of the study
+    rate_of: Name | None = None  # that run of the study's learning rate in place of the method's own
+    rate_times: Annotated[float, Field(gt=0, le=10**4)] = 1.0  # by which the learning rate is multiplied
     layers_from: Reference | Literal["base"] | None = None  # that model's causal trace names the layers to freeze
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # None: the scale's
-    evaluated: Positive | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
+    evaluated: Few | None = None  # how many checkpoints are evaluated, evenly spaced; None: all
     given: Given | None = None  # checkpoints made elsewhere, in place of training
 
 
@@ -45,11 +50,15 @@ class StudyFile(Strict):
     """A file of workflow/studies, or one of the user's own."""
 
     title: str
+    extends: NameOrPath | None = (
+        None  # a study whose runs, looks, exhibits, claims and published numbers are this one's, too
+    )
     runs: dict[Name, dict[str, Any]] = {}
     exhibits: dict[Name, dict[str, Any]] = {}  # figures and tables; each with its kind's options
     looks: dict[Name, Look] = {}  # of runs, and of `base`
     claims: Name | None = None  # a module of scalpel/claims
-    published: str | None = None  # a file of workflow/published, or the path of another
+    published: NameOrPath | None = None  # a file of workflow/published, or the path of another
+    lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own
 
 
 class Study(Strict):
@@ -64,11 +73,19 @@ class Study(Strict):
     published: str | None
 
 
+class Overlay(Strict):
+    """A file of workflow/as_published: values of a paper's text, or of its code, where the two disagree."""
+
+    scale: Name  # the one it is laid over
+    overrides: dict[str, Any]
+
+
 class UserConfig(Strict):
     """config.yaml: what to run, and what to change about it."""
 
     scale: Name = "laptop"
-    studies: Annotated[list[str], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
+    studies: Annotated[list[NameOrPath], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
+    as_published: Name | None = None  # a file of workflow/as_published, laid over its scale before `overrides`
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
     runs: dict[
         Reference, dict[str, Any]

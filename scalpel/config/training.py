@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from scalpel.config.types import Fraction, Positive, Rate, Recipe, Strict, Whole
+from scalpel.config.types import AtOnce, Few, Fraction, Positive, Rate, Recipe, Strict, Whole
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -41,8 +41,15 @@ class MethodRecipe(Recipe):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.2
     dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpoints: Positive = 20
+    checkpoints: Few = 20
     trainable: Trainable = Trainable()
+
+    @model_validator(mode="after")
+    def _room_for_checkpoints(self):
+        steps = getattr(self, "steps", None)
+        if steps is not None and steps < self.checkpoints:
+            raise ValueError(f"{self.checkpoints} checkpoints do not fit into {steps} steps; lower `checkpoints`")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -65,13 +72,13 @@ class RolloutServer(Strict):
 class TrainSettings(Strict):
     """How a training run is carried out; none of it may change what it computes."""
 
-    sequences_per_device: Positive = 64
-    completions_at_once: Positive = 256  # of a rank that writes its own
+    sequences_per_device: AtOnce = 64
+    completions_at_once: AtOnce = 256  # of a rank that writes its own
     gradient_checkpointing: bool = False
-    threads: Positive = 1  # of each rank
-    keep_state: Positive = 2  # resumable states kept during the run
-    ranks: Positive = 1  # training processes on each training node
-    nodes: Positive = 1  # training nodes
+    threads: Few = 1  # of each rank
+    keep_state: Few = 2  # resumable states kept during the run
+    ranks: Few = 1  # training processes on each training node
+    nodes: Few = 1  # training nodes
     engine: Literal["single", "zero2", "fsdp"] = "single"  # how several ranks share the work
     offload: bool = False  # zero2: optimizer states in the host's memory
     server: RolloutServer | None = None  # for methods that sample

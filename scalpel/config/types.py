@@ -10,11 +10,15 @@ changed afterwards enters it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
+Tokens = Annotated[int, Field(gt=0, le=2**20)]  # of one text
+AtOnce = Annotated[int, Field(gt=0, le=10**6)]  # sequences, positions or tokens computed together
+Few = Annotated[int, Field(gt=0, le=10**4)]  # threads, processes, nodes, checkpoints
 Whole = Annotated[int, Field(ge=0, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate
@@ -24,16 +28,27 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_]*"
 BASE = "base"  # the word for a study's base model wherever runs are named; no run may be called so
+TRACES = "traces"  # the word for a dataset's own answers wherever sources of answers are named; no run either
 Name = Annotated[str, Field(pattern=rf"^{NAME}$", max_length=60)]  # of a run, study, model, dataset, question set, task
 Reference = Annotated[str, Field(pattern=rf"^({NAME}/)?{NAME}$")]  # a run of this study, or <study>/<run>
 
 AS_BEFORE, UNHASHED = "as_before", "unhashed"
 
 
-class Strict(BaseModel):
-    """Unknown keys are errors, values cannot be changed."""
+def _possible(path: Any) -> Any:
+    if "\0" in str(path) or any(len(part.encode()) > 255 for part in str(path).split("/")) or len(str(path)) > 4000:
+        raise ValueError("no file has such a name")
+    return path
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Location = Annotated[Path, AfterValidator(_possible)]  # of the user's file or directory
+NameOrPath = Annotated[str, AfterValidator(_possible)]  # of something of ours by name, or of a file of the user's
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, numbers are finite, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def later(default: Any, *, as_before: Any, **constraints: Any) -> Any:

@@ -12,7 +12,7 @@ another forward pass. Attention over earlier tokens is left out: some 4 % at 2,0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,9 @@ QUESTIONS = {
 OTHER = (1000, 150)
 CHOICES = {"mmlu": 4, "mmlu_pro": 10, "choice": 4}  # answers that `formulation: cloze` reads one by one, by format
 READ_ONLY = ("mmlu", "mmlu_pro", "choice")  # formats scored by log-likelihood
+ROWS = ("data", "generate", "common")  # stages that write rows to train on
+ALL_ROWS = 91_449  # CN-K12 rows of OpenR1-Math-220k, by the paper
+ROW_TOKENS = 8192  # of a row where no cap is set: assumed
 KEPT_ROWS = 69_132  # CN-K12 rows of OpenR1-Math-220k up to 4096 tokens, by the paper; our filter drops some more
 
 STATE_BYTES = 16  # of each parameter, at most: float32 weight and two moments (12), bfloat16 model twice under ZeRO-2
@@ -94,8 +97,8 @@ class Known:
     def kept(self, step: Step) -> KeptRows:
         """The rows that a step trains on or answers: exact when the data stage is finished, else an assumption."""
         data = step
-        while data.stage != "data":
-            data = data.inputs["data"]
+        while data.stage != "data" and (data is step or not (data.stage in ROWS and data.finished(self.plan.root))):
+            data = data.inputs.get("data") or data.inputs["own"]
         if data.digest not in self.rows:
             self.rows[data.digest] = kept_rows(data, self.plan.root)
         return self.rows[data.digest]
@@ -128,13 +131,13 @@ def base_of(step: Step) -> Step:
 
 def kept_rows(data: Step, root: Path) -> KeptRows:
     """Rows of a data step: read from it when it is finished, else assumed from its source."""
-    most = data.recipe["filter"].get("max_prompt_tokens")
-    prompt = min(PROMPT_TOKENS, most or PROMPT_TOKENS)
     directory = root / data.directory
     if data.finished(root):
         table = pq.read_table(directory / "kept.parquet", columns=["tokens", "prompt_tokens"])
         means = [sum(column.to_pylist()) / max(1, len(table)) for column in table.columns]
         return KeptRows(RowSizes(len(table), means[0], means[1]), f"read from {directory / 'kept.parquet'}")
+    most = data.recipe["filter"].get("max_prompt_tokens")
+    prompt = min(PROMPT_TOKENS, most or PROMPT_TOKENS)
     if "toy" in data.inputs:
         rows = data.inputs["toy"].recipe["train_rows"]
         return KeptRows(RowSizes(rows, None, prompt), "the toy world's rows before the filter: an upper bound")
@@ -145,6 +148,9 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
         )
     repo = data.inputs["fetch"].recipe["repo"]
     if repo.endswith("/OpenR1-Math-220k") and data.recipe["filter"]["source"] == "cn_k12":
+        if data.recipe["filter"]["max_tokens"] is None:
+            source = "the paper's count of CN-K12 rows: an upper bound"
+            return KeptRows(RowSizes(ALL_ROWS, None, prompt), source)
         source = "the paper's count of CN-K12 rows up to 4096 tokens: an upper bound"
     else:
         source = f"assumed: {repo} is not fetched yet, so its rows are not known"
@@ -264,9 +270,13 @@ class Spent(NamedTuple):
     files: int = 10
 
 
-def estimate(plan: Plan) -> Cost:
-    """Cost of every step of the plan that has no manifest yet; an interrupted run is counted whole."""
+def estimate(plan: Plan, digests: Collection[str] | None = None) -> Cost:
+    """Cost of every step of the plan that has no manifest yet; an interrupted run is counted whole.
+
+    digests: of the steps that are counted; None: all.
+    """
     missing, known = plan.missing(), Known(plan)
+    missing = missing if digests is None else [step for step in missing if step.digest in digests]
     rows: list[Row] = []
     tasks: dict[str, Task] = {}
     for stage in dict.fromkeys(step.stage for step in missing):
@@ -426,7 +436,9 @@ def _bytes(known: Known, step: Step) -> Amount:
         return Amount.of(FETCHED_QUESTIONS if any(role.startswith("fetch/") for role in step.inputs) else 1e6)
     if step.stage == "data":
         sizes = known.kept(step).sizes
-        return product(sizes.count, sizes.tokens or product(step.recipe["filter"]["max_tokens"], HALF), CHARACTERS)
+        return product(
+            sizes.count, sizes.tokens or product(step.recipe["filter"]["max_tokens"] or ROW_TOKENS, HALF), CHARACTERS
+        )
     if step.stage == "order":
         return product(known.kept(step).sizes.count, step.recipe["epochs"], 24)  # three columns of 8 bytes
     if step.stage == "given":

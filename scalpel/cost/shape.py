@@ -81,15 +81,12 @@ KNOWN = {  # by the repository's name, -SFT, -DPO, -Instruct aside: the models' 
 
 def shape_of(base: Step, root: Path) -> tuple[Shape, str]:
     """A base model's sizes and where they were read; UserError when they are not known before it is fetched."""
-    places = [root / base.directory / "model"]
-    places += [root / step.directory / "files" for role, step in base.inputs.items() if role == "fetch"]
-    places += [Path(base.settings["path"])] if "path" in base.settings else []
-    for place in places:
-        if (place / "config.json").is_file():
-            try:
-                return Shape.of_config(json.loads((place / "config.json").read_text())), str(place / "config.json")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise UserError(f"{place / 'config.json'} lacks the sizes of a decoder; replace the model.") from None
+    path = config_file(base, root)
+    if path:
+        try:
+            return Shape.of_config(json.loads(path.read_text())), str(path)
+        except (json.JSONDecodeError, KeyError, TypeError, ZeroDivisionError):
+            raise UserError(f"{path} lacks the sizes of a decoder; replace the model.") from None
     if base.recipe["kind"] == "toy":
         toy = base.recipe
         vocabulary = -(-toy["vocab_size"] // 64) * 64
@@ -111,3 +108,24 @@ def shape_of(base: Step, root: Path) -> tuple[Shape, str]:
     if stem not in KNOWN:
         raise UserError(f"the size of {repo} is not known before it is fetched; run `make fetch` first.")
     return KNOWN[stem], "scalpel/cost/shape.py's table; the model is not fetched yet"
+
+
+def config_file(base: Step, root: Path) -> Path | None:
+    """config.json of a base model, as far as it is here: made, fetched, or the local model it is taken from."""
+    places = [root / base.directory / "model"]
+    places += [root / step.directory / "files" for role, step in base.inputs.items() if role == "fetch"]
+    places += [Path(base.settings["path"])] if "path" in base.settings else []
+    return next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+
+
+def positions_of(base: Step, root: Path) -> int | None:
+    """Positions of a base model as it is used; None when they are not known."""
+    edited = base.recipe.get("config_edits", {}).get("max_position_embeddings")
+    if edited or base.recipe["kind"] == "toy":
+        return edited or base.recipe["max_position"]
+    path = config_file(base, root)
+    try:
+        found = json.loads(path.read_text()).get("max_position_embeddings") if path else None
+    except (json.JSONDecodeError, AttributeError, UnicodeDecodeError):
+        return None
+    return found if isinstance(found, int) else None

@@ -9,27 +9,28 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.chat import load_tokenizer, render
+from scalpel.chat import control_text, load_tokenizer, render
 from scalpel.config.data import FilterRecipe
-from scalpel.data.answers import Grader
 from scalpel.data.sources import BATCH_ROWS, Rows
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.progress import track
 
 REASONS = {
     "other_source": "column source is not the wanted one",
-    "no_verified_trace": "no generation was verified (column correctness_math_verify)",
+    "no_verified_trace": "no trace, or no generation that was verified (filter.verified_by)",
     "incomplete_trace": "every verified generation is incomplete (column is_reasoning_complete)",
     "duplicate": "same question as an earlier kept row, spacing and letter case aside",
     "evaluation_overlap": "shares an n-gram of words with an evaluation question",
-    "unparsable_answer": "math-verify finds no answer in column answer",
+    "special_token": "problem or trace holds the text of a special token, which would become one",
+    "unparsable_answer": "no answer can be read in the column that filter.gold names",
     "prompt_too_long": "rendered prompt exceeds filter.max_prompt_tokens",
     "too_long": "rendered conversation exceeds filter.max_tokens",
 }
@@ -54,8 +55,8 @@ def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, guarded: list[Pat
     guarded: parquet files with a column `question`: what no kept row may overlap with.
     """
     tokenizer = load_tokenizer(model)
-    overlap = Overlap(recipe.decontamination_ngram)
-    for path in guarded:
+    overlap = Overlap(recipe.decontamination_ngram or 1)
+    for path in guarded if recipe.decontamination_ngram else ():
         for question in pq.read_table(path, columns=["question"]).column("question").to_pylist():
             overlap.add(question)
     counts: Counter[str] = Counter()
@@ -101,27 +102,30 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
     """(kept, dropped) of one batch, in row order. Costly checks come last and see only what is left."""
     reasons: dict[int, str] = {}
     left = []
+    control = control_text(tokenizer)
     for number, row in batch:
         reason, trace = choose_trace(row, number, recipe)
         if reason is None:
-            reason = "duplicate" if fingerprint(row["problem"]) in seen else None
+            reason = "duplicate" if recipe.duplicates == "drop" and fingerprint(row["problem"]) in seen else None
         if reason is None and overlap.hit(row["problem"]):
             reason = "evaluation_overlap"
+        if reason is None and any(map(control.search, (row["problem"], trace))):
+            reason = "special_token"
         if reason is None:
             left.append((number, row, trace))
         else:
             reasons[number] = reason
-    parsable = grader.grade_many([(row["answer"] or "", "") for _, row, _ in left])
+    parsable = grader.grade_many([(row[recipe.gold] or "", "") for _, row, _ in left])
     candidates = []
     for (number, row, trace), verdict in zip(left, parsable, strict=True):
-        if verdict is not None:
+        if verdict is not None or recipe.unparsable_answer == "keep":
             candidates.append((number, row, trace))
         elif recipe.unparsable_answer == "drop":
             reasons[number] = "unparsable_answer"
         else:
             raise UserError(
-                f"row {number} ({row['uuid']}): math-verify finds no answer in column 'answer' ({row['answer']!r}); "
-                "fix the row, or set filter.unparsable_answer to 'drop'."
+                f"row {number} ({row['uuid']}): no answer can be read in column {recipe.gold!r} "
+                f"({row[recipe.gold]!r}); fix the row, or set filter.unparsable_answer to 'drop'."
             )
     encode = tokenizer.backend_tokenizer.encode_batch_fast
     prompts = encode([render(tokenizer, row["problem"]) for _, row, _ in candidates], add_special_tokens=False)
@@ -131,9 +135,9 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
         mark = fingerprint(row["problem"])
         if recipe.max_prompt_tokens is not None and len(prompt) > recipe.max_prompt_tokens:
             reasons[number] = "prompt_too_long"
-        elif len(conversation) > recipe.max_tokens:
+        elif recipe.max_tokens is not None and len(conversation) > recipe.max_tokens:
             reasons[number] = "too_long"
-        elif mark in seen:  # twice in this very batch
+        elif mark in seen and recipe.duplicates == "drop":  # twice in this very batch
             reasons[number] = "duplicate"
         else:
             seen.add(mark)
@@ -142,7 +146,7 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
                     "row": number,
                     "uuid": row["uuid"],
                     "problem": row["problem"],
-                    "answer": row["answer"],
+                    "answer": row[recipe.gold] or "",
                     "trace": trace,
                     "tokens": len(conversation),
                     "prompt_tokens": len(prompt),
@@ -154,8 +158,9 @@ def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: se
 
 
 def choose_trace(row: dict[str, Any], number: int, recipe: FilterRecipe) -> tuple[str | None, str]:
-    """(reason to drop or None, trace). The rule: the first generation that is verified and complete."""
-    if row["source"] != recipe.source:
+    """(reason to drop or None, trace): the first generation that is verified and complete, as far as the recipe asks
+    for that, or what the assistant says in column `messages` of a row that has such a generation."""
+    if recipe.source is not None and row["source"] != recipe.source:
         return "other_source", ""
     generations = row["generations"] or []
     verified = row["correctness_math_verify"] or [None] * len(generations)
@@ -167,15 +172,28 @@ def choose_trace(row: dict[str, Any], number: int, recipe: FilterRecipe) -> tupl
             f"correctness_llama hold {len(generations)}, {len(verified)}, {len(complete)} and {len(judged)} values; "
             "they must agree."
         )
-    if recipe.verified_by == "math_verify_or_llama":
-        verified = [a or b for a, b in zip(verified, judged, strict=True)]
-    found = [i for i, good in enumerate(verified) if good and generations[i]]
-    if not found:
+    right = VERIFIED[recipe.verified_by]
+    found = [i for i, text in enumerate(generations) if text and right(verified[i], judged[i])]
+    finished = [i for i in found if complete[i] or not recipe.require_complete]
+    said = _assistant(row["messages"]) if recipe.trace == "messages" else None
+    if not found or said == "":
         return "no_verified_trace", ""
-    finished = [i for i in found if complete[i]] if recipe.require_complete else found
     if not finished:
         return "incomplete_trace", ""
-    return None, generations[finished[0]]
+    return None, said or generations[finished[0]]
+
+
+VERIFIED: dict[str, Callable[[Any, Any], bool]] = {  # math-verify's verdict and the Llama judge's; None: no verdict
+    "math_verify": lambda verified, judged: bool(verified),
+    "math_verify_or_llama": lambda verified, judged: bool(verified or judged),
+    "math_verify_and_llama": lambda verified, judged: bool(verified and judged),
+    "none": lambda verified, judged: True,
+}
+
+
+def _assistant(messages: list[dict[str, str]] | None) -> str:
+    """The assistant's last turn; empty when there is none."""
+    return next((turn["content"] or "" for turn in reversed(messages or []) if turn["role"] == "assistant"), "")
 
 
 # ---------------------------------------------------------------- questions compared

@@ -8,10 +8,10 @@ is the same file by file.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.artifact.files import STATE, write_atomically
-from scalpel.chat import load_tokenizer, opening, render
+from scalpel.chat import control_text, load_tokenizer, opening, render
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
-from scalpel.data.answers import Grader
 from scalpel.data.filter import KEPT_SCHEMA
+from scalpel.data.tables import write_csv
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference import Engine, EngineSettings, open_engine
 from scalpel.inference.requests import Request
 from scalpel.progress import track
@@ -47,6 +48,7 @@ ANSWERS = pa.schema(
 )
 REASONS = {
     "no_verified_answer": "none of the answers is right",
+    "special_token": "every right answer holds the text of a special token, which would become one",
     "too_long": "no right answer ended within max_new_tokens and fits filter.max_tokens with its question",
 }
 
@@ -57,7 +59,7 @@ def generate(
     base: Path,
     recipe: GenerateRecipe,
     seed: int,
-    max_tokens: int,
+    max_tokens: int | None,
     settings: EvaluationSettings,
     out: Path,
 ) -> None:
@@ -105,7 +107,7 @@ def _answers(
     begun = opening(tokenizer)
     answers = []
     for question, completions in zip(questions, found, strict=True):
-        written = tokenizer.batch_decode([one.ids for one in completions], skip_special_tokens=True)
+        written = tokenizer.batch_decode([one.ids for one in completions], skip_special_tokens=False)
         for sample, (one, text) in enumerate(zip(completions, written, strict=True)):
             ended = one.end is not None
             answers.append(
@@ -180,13 +182,14 @@ def _write(
     journal: Journal,
     tokenizer,
     recipe: GenerateRecipe,
-    max_tokens: int,
+    max_tokens: int | None,
     parameters: int,
     out: Path,
 ) -> None:  # fmt: skip
     """The result, from the journal."""
     counts: Counter[str] = Counter()
     asked, kept_of = Counter(), Counter()  # by how many of a question's answers are right
+    control = control_text(tokenizer)
     read = written = 0
     found = zip(questions, journal, strict=True)
     with (
@@ -197,8 +200,8 @@ def _write(
             kept = []
             for question, answers in group:
                 right = sum(answer["correct"] for answer in answers)
-                good = _first_good(question, answers, tokenizer, max_tokens)
-                outcome = "kept" if good is not None else "too_long" if right else "no_verified_answer"
+                good = _first_good(question, answers, tokenizer, max_tokens, control)
+                outcome = "kept" if good is not None else _lost(answers, control)
                 counts[outcome] += 1
                 asked[right] += 1
                 kept_of[right] += good is not None
@@ -218,9 +221,9 @@ def _write(
         )
     table = [[reason, counts[reason], meaning] for reason, meaning in REASONS.items()]
     table += [["kept", counts["kept"], "trained on"], ["read", len(questions), "all questions of the data stage"]]
-    _write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
+    write_csv(out / "drops.csv", ["reason", "rows", "meaning"], table)
     shares = [[n, n / recipe.samples, asked[n], kept_of[n]] for n in range(recipe.samples + 1)]
-    _write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
+    write_csv(out / "difficulty.csv", ["right", "share", "questions", "kept"], shares)
     spent = {
         "read_tokens": read,  # each prompt once
         "written_tokens": written,
@@ -230,19 +233,22 @@ def _write(
     write_atomically(out / "spent.json", json.dumps(spent, indent=1) + "\n")
 
 
-def _first_good(question: dict, answers: list[dict], tokenizer, max_tokens: int) -> dict | None:
+def _lost(answers: list[dict], control: re.Pattern) -> str:
+    """Why none of a question's answers is kept, a key of REASONS."""
+    right = [answer for answer in answers if answer["correct"]]
+    if not right:
+        return "no_verified_answer"
+    return "special_token" if all(control.search(answer["completion"]) for answer in right) else "too_long"
+
+
+def _first_good(
+    question: dict, answers: list[dict], tokenizer, max_tokens: int | None, control: re.Pattern
+) -> dict | None:
     """trace and tokens of the first answer that can be trained on."""
     for answer in answers:
-        if answer["correct"] and answer["ended"]:
+        if answer["correct"] and answer["ended"] and not control.search(answer["completion"]):
             text = render(tokenizer, question["problem"], answer["completion"])
             tokens = len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False))
-            if tokens <= max_tokens:
+            if max_tokens is None or tokens <= max_tokens:
                 return {"trace": answer["completion"], "tokens": tokens}
     return None
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(header)
-        table.writerows(rows)

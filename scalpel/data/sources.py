@@ -1,6 +1,5 @@
 """Training rows from parquet, read in batches: memory is bounded by one batch, whatever the file's size."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalpel.data.tables import undecodable
 from scalpel.errors import UserError
+from scalpel.grading.text import last_boxed
 
 COLUMNS = ("uuid", "problem", "answer", "source", "generations", "correctness_math_verify", "is_reasoning_complete")
 OPTIONAL = ("correctness_llama",)
+NUMBERED = ("uuid", "answer")  # texts for which a file may hold numbers
+MORE = ("solution", "messages")  # read where a filter asks for them
 LISTS = ("generations", "correctness_math_verify", "is_reasoning_complete", "correctness_llama")
+TRUTHS = LISTS[1:]  # of true or false
 BATCH_ROWS = 256
 
 
@@ -28,7 +32,7 @@ class Rows:
     total: int
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(row number over all files, row with keys COLUMNS + OPTIONAL); one value for a list is a list of one."""
+        """(row number over all files, row by column); one value for a list is a list of one."""
         number = 0
         for path in self.files:
             wanted = sorted(set(self.columns.values()) | ({self.boxed_answer_of} - {None}))
@@ -36,7 +40,7 @@ class Rows:
                 # Pre-buffering keeps every row group already read; without a buffer size each one is read whole.
                 file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    for raw in batch.to_pylist():
+                    for raw in _decoded(batch, number, path):
                         yield number, self._row(raw, number, path)
                         number += 1
             except (pa.ArrowInvalid, OSError) as error:
@@ -49,6 +53,9 @@ class Rows:
         if self.boxed_answer_of:
             row["answer"] = last_boxed(raw[self.boxed_answer_of] or "")
         row.setdefault("uuid", f"row-{number}")
+        for name in NUMBERED:
+            if row[name] is not None:
+                row[name] = str(row[name])
         for name in LISTS:
             if name in row and not isinstance(row[name], (list, type(None))):
                 row[name] = [row[name]]
@@ -57,15 +64,61 @@ class Rows:
         return row
 
 
+def _decoded(batch: pa.RecordBatch, first: int, path: Path) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        column, row = undecodable(batch)
+        raise UserError(
+            f"{path}, row {first + row}: column {column!r} is not valid UTF-8; correct or remove the row."
+        ) from None
+
+
+def _fits(name: str, kind: pa.DataType) -> bool:
+    """Whether a file's column of this type can stand for column `name`."""
+    if name in LISTS and pa.types.is_list(kind) | pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind) or name == "messages":
+        return True
+    if name in TRUTHS:
+        return pa.types.is_boolean(kind)
+    if name in NUMBERED and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return True
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+
+
+def _wanted(name: str) -> str:
+    what = "true or false" if name in TRUTHS else "text"
+    return f"{what}, or a list of it" if name in LISTS else what
+
+
+def _constant_fits(name: str, value: Any) -> bool:
+    values = value if name in LISTS and isinstance(value, list) else [value]
+    return all(isinstance(item, bool if name in TRUTHS else str) for item in values if item is not None)
+
+
 def open_rows(
-    files: list[Path], columns: dict[str, str], constants: dict[str, Any], boxed_answer_of: str | None
+    files: list[Path],
+    columns: dict[str, str],
+    constants: dict[str, Any],
+    boxed_answer_of: str | None,
+    more: tuple[str, ...] = (),
 ) -> Rows:
-    """Check files and columns before anything is read; UserError names the file and the missing column."""
+    """Check files and columns before anything is read; UserError names the file and the missing column.
+
+    more: columns of MORE that are needed, too.
+    """
     if not files:
         raise UserError("the source holds no parquet file; check `source` in the config.")
     for name in (*columns, *constants):
-        if name not in COLUMNS + OPTIONAL:
-            raise UserError(f"source: {name!r} is not one of the columns read: {', '.join(COLUMNS + OPTIONAL)}.")
+        if name not in COLUMNS + OPTIONAL + MORE:
+            known = ", ".join(COLUMNS + OPTIONAL + MORE)
+            raise UserError(f"source: {name!r} is not one of the columns read: {known}.")
+    for name, value in constants.items():
+        if not _constant_fits(name, value):
+            raise UserError(f"source.constants: {name} is {value!r}; it needs {_wanted(name)}.")
     total, mapping = 0, {}
     for path in files:
         try:
@@ -76,7 +129,7 @@ def open_rows(
             ) from None
         there = set(file.schema_arrow.names)
         mapping = {}
-        for name in COLUMNS + OPTIONAL:
+        for name in COLUMNS + OPTIONAL + more:
             column = columns.get(name, name)
             if name in constants or (name == "answer" and boxed_answer_of):
                 continue
@@ -89,19 +142,15 @@ def open_rows(
                 )
         if boxed_answer_of and boxed_answer_of not in there:
             raise UserError(f"{path} lacks column {boxed_answer_of!r}, named by `source.boxed_answer_of`.")
+        for name, column in mapping.items():
+            kind = file.schema_arrow.field(column).type
+            if not _fits(name, kind):
+                raise UserError(
+                    f"{path}, row 0 and all others: column {column!r} holds values of type {kind}; it needs "
+                    f"{_wanted(name)}, so convert the column."
+                )
         total += file.metadata.num_rows
     return Rows(files, mapping, constants, boxed_answer_of, total)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last ``\boxed{...}`` (or ``\fbox``) of a text, braces balanced; None when there is none."""
-    for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
-        depth = 1
-        for index in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0) if text[index - 1] != "\\" else 0
-            if depth == 0:
-                return text[start:index]
-    return None
 
 
 def fetched_file(directory: Path) -> Path:

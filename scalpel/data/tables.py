@@ -26,11 +26,49 @@ def read_rows(path: Path, nested: bool = False) -> list[dict[str, Any]]:
         raise UserError(f"{path}: {', '.join(SUFFIXES)} files are read; convert it to one of these.")
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
+            return _rows_of(pq.read_table(path), path)
         rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read (truncated or corrupt: {error}); replace it.") from None
     return rows if nested else [_flat(row) for row in rows]
+
+
+def first_row(path: Path) -> list[dict[str, Any]]:
+    """The first row of a file in a list, as `read_rows` gives it; empty when the file holds none."""
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            batches = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).iter_batches(batch_size=1)
+            return next((batch.to_pylist() for batch in batches), [])
+        if path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                line = next((line for line in file if line.strip()), "null")
+            row = json.loads(line)
+            return [_flat(row)] if isinstance(row, dict) else read_rows(path)[:1]
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError):
+        pass  # reading it whole says what is wrong, and in which line
+    return read_rows(path)[:1]
+
+
+def _rows_of(table: pa.Table, path: Path) -> list[dict[str, Any]]:
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError:
+        column, row = undecodable(table)
+        raise UserError(
+            f"{path}, row {row}: column {column!r} is not valid UTF-8; correct or remove the row."
+        ) from None
+
+
+def undecodable(table: pa.Table | pa.RecordBatch) -> tuple[str, int]:
+    """(column, row) of the first text that is not valid UTF-8."""
+    for name in table.schema.names:
+        for number, value in enumerate(table.column(name)):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                return name, number
+    raise ValueError("all of it is valid")
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
@@ -68,3 +106,11 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     nested = {name: json.dumps(value, ensure_ascii=False) for name, value in row.items() if objects(value)}
     plain = {name: value for name, value in row.items() if name not in nested}
     return plain | {f"{name}__json": text for name, text in nested.items()}
+
+
+def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
+    """A csv file with a header."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalpel.config.load import nearest
-from scalpel.data.sources import last_boxed
 from scalpel.errors import UserError
+from scalpel.evaluation import ifeval
+from scalpel.grading.text import last_boxed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHOTS = 5  # few-shot examples per category set aside when MMLU-Pro comes without any
@@ -58,8 +59,24 @@ def checked_rows(form: str, rows: list[dict], columns: dict[str, str], file: str
     kind, checked = FORMATS[form], []
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
+        for column, value in row.items():
+            check_encodable(value, column, where)
         checked.append(kind.check(kind.renamed(row, columns, where), where))
     return checked
+
+
+def check_encodable(value: Any, column: str, where: str) -> None:
+    """UserError for text that is no Unicode (half of a surrogate pair, as JSON allows it)."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where}: column {column!r} holds text that is no Unicode; correct or remove it."
+            ) from None
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_encodable(item, column, where)
 
 
 # ---------------------------------------------------------------- the public datasets'
@@ -93,15 +110,25 @@ def _text(row: dict, column: str, where: str) -> str:
     return row[column]
 
 
+def _plain(row: dict, column: str, where: str) -> str:
+    """Text, or a number as its text."""
+    value = row[column]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return _text(row, column, where)
+
+
 def _math(row: dict, where: str) -> dict:
     """A problem, its answer and, if there is one, its solution, whose last box is the answer where none is given."""
     row = dict(row)
     if "problem" not in row and "prompt" in row:
         row["problem"] = row.pop("prompt")
+    if row.get("solution") is not None:
+        _text(row, "solution", where)
     if "answer" not in row and row.get("solution"):
         row["answer"] = last_boxed(row["solution"])
     _need(row, ("problem", "answer"), where)
-    answer = str(row["answer"])
+    answer = _plain(row, "answer", where)
     answer = last_boxed(answer) or answer  # some copies of AIME box the answer
     solution = row.get("solution") or f"$\\boxed{{{answer}}}$"
     return {"problem": _text(row, "problem", where), "solution": solution, "answer": answer}
@@ -116,7 +143,7 @@ def _aime(row: dict, where: str) -> dict:
 
 def _gsm8k(row: dict, where: str) -> dict:
     _need(row, ("question", "answer"), where)
-    if not re.search(r"#### *-?[\d,.]+\s*$", row["answer"]):
+    if not re.search(r"#### *-?[\d,.]+\s*$", _text(row, "answer", where)):
         raise UserError(f"{where}: the answer does not end in '#### <number>'; correct or remove the row.")
     return {"question": _text(row, "question", where), "answer": row["answer"]}
 
@@ -124,28 +151,31 @@ def _gsm8k(row: dict, where: str) -> dict:
 def _gpqa(row: dict, where: str) -> dict:
     columns = FORMATS["gpqa"].columns
     _need(row, columns, where)
-    return {key: str(row[key]) for key in columns}
+    return {key: _plain(row, key, where) for key in columns}
 
 
 def _mmlu(row: dict, where: str) -> dict:
     _need(row, ("question", "subject", "choices", "answer"), where)
     choices, answer = _list(row, "choices", where), row["answer"]
     answer = int(answer) if isinstance(answer, str) and answer.isdigit() else answer
-    if len(choices) != 4 or answer not in range(4):
+    if len(choices) != 4 or isinstance(answer, bool) or answer not in range(4):
         raise UserError(f"{where}: MMLU rows have 4 choices and an answer from 0 to 3; correct or remove the row.")
-    return {"question": row["question"], "subject": row["subject"], "choices": choices, "answer": answer}
+    choices = [_plain({"choices": choice}, "choices", where) for choice in choices]
+    texts = {key: _text(row, key, where) for key in ("question", "subject")}
+    return texts | {"choices": choices, "answer": int(answer)}
 
 
 def _mmlu_pro(row: dict, where: str) -> dict:
     _need(row, ("question", "options", "answer", "category"), where)
     options = _list(row, "options", where)
     letters = LETTERS[: len(options)]
-    if not 2 <= len(options) <= 10 or row["answer"] not in letters:
+    if not 2 <= len(options) <= 10 or row["answer"] not in tuple(letters):
         raise UserError(
             f"{where}: the answer {row['answer']!r} is not the letter of one of its {len(letters)} options."
         )
     # The letter counts, as in lm-eval's task; a few public rows hold another index beside it.
-    kept = {"question": row["question"], "options": options, "answer": row["answer"], "category": row["category"]}
+    kept = {key: _text(row, key, where) for key in ("question", "answer", "category")}
+    kept["options"] = [_plain({"options": option}, "options", where) for option in options]
     return kept | {"answer_index": letters.index(row["answer"]), "question_id": row.get("question_id", 0)}
 
 
@@ -157,11 +187,16 @@ def _ifeval(row: dict, where: str) -> dict:
     instructions = _list(row, "instruction_id_list", where)
     try:
         arguments = json.loads(row["kwargs__json"])
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, TypeError):
         raise UserError(f"{where}: kwargs__json is not valid JSON; correct or remove the row.") from None
-    if len(arguments) != len(instructions):
-        raise UserError(f"{where}: {len(instructions)} instructions but {len(arguments)} sets of arguments.")
-    return {"prompt": row["prompt"], "instruction_id_list": instructions, "kwargs__json": row["kwargs__json"]}
+    if not isinstance(arguments, list):
+        raise UserError(f"{where}: kwargs__json does not hold a list; correct or remove the row.")
+    ifeval.check(instructions, arguments, where)
+    return {
+        "prompt": _text(row, "prompt", where),
+        "instruction_id_list": instructions,
+        "kwargs__json": row["kwargs__json"],
+    }
 
 
 # ---------------------------------------------------------------- the user's own
@@ -169,9 +204,7 @@ def _ifeval(row: dict, where: str) -> dict:
 
 def _exact_match(row: dict, where: str) -> dict:
     _need(row, ("question", "answer"), where)
-    if isinstance(row["answer"], (list, dict)):
-        raise UserError(f"{where}: column 'answer' holds {row['answer']!r}; it needs one text or number.")
-    return {"question": _text(row, "question", where), "answer": str(row["answer"])}
+    return {"question": _text(row, "question", where), "answer": _plain(row, "answer", where)}
 
 
 def _choice(row: dict, where: str) -> dict:

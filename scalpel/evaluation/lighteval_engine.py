@@ -70,7 +70,7 @@ class LightevalEngine(LightevalModel):
         found = self.engine.complete(requests, self.recipe.temperature, self.recipe.top_p)
         for text, request, completions in zip(texts, requests, found, strict=True):
             ids = [completion.ids for completion in completions]
-            written = [self.opening + t for t in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            written = [self.opening + t for t in self._tokenizer.batch_decode(ids, skip_special_tokens=False)]
             responses.append(ModelResponse(input=text, input_tokens=request.prompt, text=written, output_tokens=ids))
         return responses
 

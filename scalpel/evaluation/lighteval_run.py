@@ -33,7 +33,8 @@ class LocalPipeline:
                             self.sampling_docs.setdefault(method, []).append(doc)
                 for doc in self.sampling_docs.get(SamplingMethod.GENERATIVE, ()):
                     if doc.id == "0":
-                        warm(doc, self.tasks_dict[doc.task_name].metrics)
+                        [metric] = self.tasks_dict[doc.task_name].metrics
+                        warm(doc, metric)
                 self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
 
             def _compute_metrics(self, sampling_method_responses):
@@ -43,25 +44,28 @@ class LocalPipeline:
                         mine = [n for n, doc in enumerate(self.sampling_docs[method]) if doc.task_name == name]
                         docs = [self.sampling_docs[method][n] for n in mine]
                         answers = [responses[n] for n in mine]
-                        metrics = [metric for metric in task.metrics if metric.category == method]
+                        [metric] = task.metrics
+                        if not mine or metric.category != method:
+                            continue
                         if method == SamplingMethod.LOGPROBS:  # numbers of our own: no need of a bounded child
-                            outputs = apply_metric(docs=docs, responses=answers, metrics=metrics)
+                            outputs = apply_metric(docs=docs, responses=answers, metrics=[metric])
                         else:
-                            outputs, exceeded = grade(docs, answers, metrics)
-                            if exceeded:
-                                self.not_graded[name] = exceeded
+                            outputs, lost = grade(docs, answers, metric, task.seconds)
+                            if lost:
+                                self.not_graded[name] = dict(lost)
                         for output, doc, answer in zip(outputs, docs, answers, strict=True):
                             self.evaluation_tracker.metrics_logger.log(name, output)
                             self.evaluation_tracker.details_logger.log(name, doc, answer, output)
 
         self._tracker = lambda: EvaluationTracker(output_dir=tempfile.gettempdir(), save_details=False)
-        # Metrics of one completion read what is left when <think>...</think> is removed, LightEval's default.
-        parameters = PipelineParameters(launcher_type=ParallelismManager.NONE, bootstrap_iters=0)
+        parameters = PipelineParameters(  # what is the answer of a completion, `grade` says
+            launcher_type=ParallelismManager.NONE, bootstrap_iters=0, remove_reasoning_tags=False
+        )
         self.pipeline = Prepared(tasks, parameters, self._tracker(), model=model)
 
     @property
-    def not_graded(self) -> dict[str, int]:
-        """Task -> questions whose grading exceeded time or memory, of the last checkpoint."""
+    def not_graded(self) -> dict[str, dict[str, int]]:
+        """Task -> how many samples were not graded, by the reason, of the last checkpoint."""
         return self.pipeline.not_graded
 
     def evaluate(self) -> list[dict]:

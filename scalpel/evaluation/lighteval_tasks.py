@@ -5,19 +5,21 @@ Importing LightEval's registry imports every task module, one of which downloads
 LightEval's own parts. They differ from its built-in tasks in these points:
 
 * math and aime: the problem alone is the user's turn, as in training (the built-ins put instructions around it, and so
-  did the papers' evaluation of aime24); the score is LightEval's avg@n. Another turn is given by a task's `prompt`.
+  did the papers' evaluation of aime24). Another turn is given by a task's `prompt`.
+* math, aime, gsm8k, gpqa: what is the answer and whether it is right is decided by scalpel/grading, as for rewards; the
+  score of several samples is their mean (avg@n).
 * mmlu: log-likelihood of the letters, as in the papers (the built-in is generative); macro average over subjects.
 
 With ``formulation: cloze`` the choices themselves are scored instead of letters: a toy model knows facts before it can
-bind letters to choices. exact_match is LightEval's ExactMatches on what stands in the last ``<answer>`` tags or box,
-else all that follows the reasoning, letter case, spacing and punctuation around it aside. (HELM's normalisation drops
-all punctuation, so that 4.0 equals 40.)
+bind letters to choices. exact_match compares the answer of a completion as text, letter case, spacing and punctuation
+around it aside. (HELM's normalisation drops all punctuation, so that 4.0 equals 40.)
 """
 
 from __future__ import annotations
 
 import json
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from string import ascii_uppercase
@@ -26,9 +28,11 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from scalpel.config.evaluation import TaskRecipe
-from scalpel.data.sources import last_boxed
 from scalpel.errors import UserError
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.grading import HARNESS_SECONDS
+from scalpel.evaluation.question_set import QuestionSet
+from scalpel.grading.children import SECONDS
+from scalpel.grading.judge import RULES, exact, strict
 
 # LightEval 0.13 pins latex2sympy2_extended 1.0.6 and refuses others at import; math-verify 0.9 needs 1.11,
 # with which LightEval's extraction gives the same results (tests/test_evaluation.py).
@@ -37,9 +41,10 @@ from lighteval.utils import imports  # isort: skip
 imports.required_dependencies()[0]["latex2sympy2_extended"].specifier = SpecifierSet()
 
 from lighteval.metrics.metrics import Metrics  # noqa: E402
-from lighteval.metrics.metrics_sample import AvgAtN, ExactMatches  # noqa: E402
+from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMetric  # noqa: E402
+from lighteval.metrics.utils.metric_utils import SampleLevelMetric  # noqa: E402
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig  # noqa: E402
-from lighteval.tasks.requests import Doc  # noqa: E402
+from lighteval.tasks.requests import Doc, SamplingMethod  # noqa: E402
 
 Splits = dict[str, list[dict]]
 
@@ -51,21 +56,30 @@ class LocalTask(LightevalTask):
         super().__init__(config)
         self.dataset = splits
 
+    @property
+    def seconds(self) -> float:
+        """Processor time for grading one sample."""
+        ours = all(isinstance(metric.sample_level_fn, Answered) for metric in self.metrics)
+        return SECONDS if ours else HARNESS_SECONDS
+
     def question(self, doc: Doc) -> int:
         """Number of the document's question in the question set."""
         return self.dataset[self.evaluation_split[0]][int(doc.id)]["row"]
 
 
-def build(tasks: dict[str, tuple[TaskRecipe, QuestionSet]]) -> dict[str, LocalTask]:
-    """LightEval tasks by full name; MMLU makes one per subject. UserError for a task that its set does not allow."""
+def build(tasks: dict[str, tuple[TaskRecipe, QuestionSet]], rule: str = "strict") -> dict[str, LocalTask]:
+    """LightEval tasks by full name; MMLU makes one per subject. UserError for a task that its set does not allow.
+
+    rule: of scalpel/grading/judge.py, by which maths is graded.
+    """
     built = {}
     for name, (recipe, questions) in tasks.items():
-        for config, splits in BUILDERS[questions.format](name, recipe, questions):
+        for config, splits in BUILDERS[questions.format](name, recipe, questions, rule):
             config.num_fewshots = recipe.shots
             config.full_name = f"{config.name}|{recipe.shots}"
             config.prompt_function = prompted(config.prompt_function, recipe.prompt, name)
             task = LocalTask(config, splits)
-            if recipe.prompt is not None:  # said here rather than in the midst of a run
+            if recipe.prompt is not None:  # {instruction} is not every harness's; said before anything is asked
                 config.prompt_function(splits[config.evaluation_splits[0]][0], config.full_name)
             built[config.full_name] = task
     return built
@@ -83,14 +97,18 @@ def documents(tasks: dict[str, LocalTask]) -> dict[str, list[Doc]]:
 def prompted(function: Callable, template: str | None, task: str) -> Callable:
     """A prompt function whose user's turn is `template` with a row's columns in braces, the harness's own when None.
 
-    A list, such as choices, is laid out as lettered lines.
+    A list, such as choices, is laid out as lettered lines. {instruction} is the harness's; where a template begins with
+    it, it is said once, in front of the first example.
     """
     if template is None:
         return function
 
     def prompt(line: dict, task_name: str = "") -> Doc:
         doc = function(line, task_name)
-        doc.query, doc.instruction = filled_in(template, line | (doc.specific or {}), task), None
+        said = doc.instruction or ""
+        columns = ({"instruction": said} if said else {}) | line | (doc.specific or {})
+        doc.query = filled_in(template, columns, task)
+        doc.instruction = said if said and doc.query.startswith(said) else None
         return doc
 
     return prompt
@@ -118,57 +136,38 @@ def _shown(value: Any) -> Any:
 # ---------------------------------------------------------------- metrics
 
 
-class RememberingAvgAtN(AvgAtN):
-    """LightEval's avg@n that also keeps the score of every sample."""
+class Answered(SamplingMetric, SampleLevelComputation):
+    """A rule of scalpel/grading/judge.py as LightEval's metric of one completion, of which `samples` are asked for."""
 
-    def compute(self, doc, model_response, **kwargs):
-        scores = [float(self.compute_score(doc, self.one(model_response, i))) for i in range(self.n)]
-        model_response.sample_scores = scores
-        return sum(scores) / len(scores)
+    def __init__(self, judge: Callable[[str, str], bool | None], gold: Callable[[Doc], str], samples: int):
+        self.judge, self.gold, self.samples = judge, gold, samples
 
-    def one(self, model_response, number: int):
-        """One sample of a response, as LightEval takes it out: with its reasoning."""
-        return model_response[number]
+    def compute(self, doc: Doc, model_response, **kwargs) -> float:
+        return float(self.judge(self.gold(doc), model_response.text[0]) is True)
 
-
-class WithoutReasoning(RememberingAvgAtN):
-    """avg@n of a metric that reads one completion without its reasoning."""
-
-    def one(self, model_response, number: int):
-        single = model_response[number]
-        single.text_post_processed = [model_response.final_text[number]]
-        return single
+    def num_samples(self) -> int:
+        return self.samples
 
 
-def avg_at_n(samples: int):
-    metric = Metrics.avg_at_n_math.value
-    scorer = RememberingAvgAtN(n=samples, sample_scoring_function=metric.sample_level_fn.compute_score)
-    return replace(metric, sample_level_fn=scorer)
+def answered(name: str, gold: Callable[[Doc], str], judge: Callable | None = None) -> Callable[[int, str], Any]:
+    """(samples, rule) -> the metric `name`, avg@n of several samples. judge: whatever the rule."""
+
+    def metric(samples: int, rule: str) -> SampleLevelMetric:
+        level = Answered(judge or RULES[rule], gold, samples)
+        return SampleLevelMetric(
+            metric_name=name if samples == 1 else "avg@n", higher_is_better=True, category=SamplingMethod.GENERATIVE,
+            sample_level_fn=level, corpus_level_fn=statistics.fmean,
+        )  # fmt: skip
+
+    return metric
 
 
-def averaged(metric, samples: int):
-    """A metric of one completion, or the mean of it over several (avg@n)."""
-    if samples == 1:
-        return metric
-    scorer = WithoutReasoning(n=samples, sample_scoring_function=metric.sample_level_fn.compute)
-    return replace(metric, metric_name="avg@n", sample_level_fn=scorer)
+def first_gold(doc: Doc) -> str:
+    return doc.get_golds()[0]
 
 
-def exact_match():
-    compared = ExactMatches(normalize_gold=plain, normalize_pred=lambda text: plain(final(text)))
-    return replace(Metrics.exact_match.value, sample_level_fn=compared)
-
-
-def plain(text: str) -> str:
-    """A text without letter case, runs of blanks and the punctuation around it, a sign or bracket aside."""
-    return " ".join(text.casefold().split()).strip(" .,;:!?\"'`*$")
-
-
-def final(text: str) -> str:
-    """What stands in the last ``<answer>`` tags of a completion, else in its last box, else all of it."""
-    if "<answer>" in text:
-        return text.rpartition("<answer>")[2].partition("</answer>")[0]
-    return last_boxed(text) or text
+def gsm8k_gold(doc: Doc) -> str:
+    return first_gold(doc).rpartition("####")[2].strip()
 
 
 # ---------------------------------------------------------------- tasks by format
@@ -188,44 +187,33 @@ def _config(name: str, recipe: TaskRecipe, function: Callable, metric, **more) -
     )
 
 
-def _splits(name: str, recipe: TaskRecipe, questions: QuestionSet) -> Splits:
-    examples = questions.examples() if recipe.shots else []
-    if len(examples) < recipe.shots:
-        raise UserError(
-            f"evaluation.tasks.{name}: {recipe.shots} shots need as many examples, its question set has "
-            f"{len(examples)}; give it `examples`, or lower `shots`."
-        )
-    return {"test": questions.rows(recipe.limit), "train": examples}
+def _splits(recipe: TaskRecipe, questions: QuestionSet) -> Splits:
+    return {"test": questions.rows(recipe.limit), "train": questions.examples() if recipe.shots else []}
 
 
-def _generative(function: Callable, metric: Callable[[int], Any], shots: str = "sequential", **more):
-    """A builder of tasks that are answered in words. metric: number of samples -> metric."""
+def _generative(function: Callable, metric: Callable[[int, str], Any], shots: str = "sequential", **more):
+    """A builder of tasks that are answered in words. metric: (number of samples, rule) -> metric."""
 
-    def builder(name: str, recipe: TaskRecipe, questions: QuestionSet) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
-        if recipe.formulation != "letters":
-            raise UserError(
-                f"evaluation.tasks.{name}: `formulation` is for multiple choice; its question set has the format "
-                f"{questions.format}."
-            )
+    def builder(
+        name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str
+    ) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
         config = _config(
-            name, recipe, function(), metric(recipe.samples), generation_size=recipe.max_new_tokens,
+            name, recipe, function(), metric(recipe.samples, rule), generation_size=recipe.max_new_tokens,
             few_shots_select=shots, **more,
         )  # fmt: skip
-        yield config, _splits(name, recipe, questions)
+        yield config, _splits(recipe, questions)
 
     return builder
 
 
 def _multiple_choice(name: str, recipe: TaskRecipe, questions: QuestionSet, letters: Callable):
     """(config, splits) of a task whose choices are scored."""
-    if recipe.samples != 1:
-        raise UserError(f"evaluation.tasks.{name}: `samples` is for what is answered in words; leave it out.")
     function = cloze_prompt if recipe.formulation == "cloze" else letters
     config = _config(name, recipe, function, Metrics.loglikelihood_acc, few_shots_select="sequential")
-    return config, _splits(name, recipe, questions)
+    return config, _splits(recipe, questions)
 
 
-def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet):
+def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
     from lighteval.tasks.tasks.mmlu import mmlu_prompt
 
     config, splits = _multiple_choice(name, recipe, questions, mmlu_prompt)
@@ -239,21 +227,17 @@ def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet):
         yield replace(config, name=f"{name}:{subject}"), mine
 
 
-def _choice(name: str, recipe: TaskRecipe, questions: QuestionSet):
+def _choice(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
     yield _multiple_choice(name, recipe, questions, letters_prompt)
 
 
-def _ifeval(name: str, recipe: TaskRecipe, questions: QuestionSet):
-    from scalpel.evaluation.sentences import provide_punkt
+def _ifeval(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
+    from scalpel.evaluation.ifeval import instructions
 
-    provide_punkt()
-    import langdetect
+    instructions()
     from lighteval.tasks.tasks.ifeval.main import ifeval_metrics, ifeval_prompt
 
-    langdetect.DetectorFactory.seed = 0  # it guesses with random numbers of its own
-    if recipe.samples != 1:
-        raise UserError(f"evaluation.tasks.{name}: IFEval judges one completion a question; leave `samples` out.")
-    for config, splits in _generative(lambda: ifeval_prompt, lambda _: ifeval_metrics)(name, recipe, questions):
+    for config, splits in _generative(lambda: ifeval_prompt, lambda *_: ifeval_metrics)(name, recipe, questions, rule):
         yield (
             config,
             {
@@ -301,15 +285,16 @@ def _gpqa_prompt():
     return prompt
 
 
-BUILDERS: dict[str, Callable[[str, TaskRecipe, QuestionSet], Iterator[tuple[LightevalTaskConfig, Splits]]]] = {
-    "math": _generative(lambda: math_prompt, avg_at_n),
-    "aime": _generative(lambda: math_prompt, avg_at_n),
+Builder = Callable[[str, TaskRecipe, QuestionSet, str], Iterator[tuple[LightevalTaskConfig, Splits]]]
+BUILDERS: dict[str, Builder] = {
+    "math": _generative(lambda: math_prompt, answered("avg@n", first_gold)),
+    "aime": _generative(lambda: math_prompt, answered("avg@n", first_gold)),
     "gsm8k": _generative(
-        _gsm8k_prompt, lambda n: averaged(Metrics.expr_gold_metric.value, n), "random_sampling_from_train",
+        _gsm8k_prompt, answered("extractive_match", gsm8k_gold), "random_sampling_from_train",
         stop_sequence=["Question:"],
     ),
-    "gpqa": _generative(_gpqa_prompt, lambda n: averaged(Metrics.gpqa_instruct_metric.value, n)),
-    "exact_match": _generative(lambda: question_prompt, lambda n: averaged(exact_match(), n)),
+    "gpqa": _generative(_gpqa_prompt, answered("extractive_match", first_gold, strict)),  # letters
+    "exact_match": _generative(lambda: question_prompt, answered("em", first_gold, exact)),
     "mmlu": _mmlu,
     "choice": _choice,
     "ifeval": _ifeval,

@@ -110,7 +110,7 @@ class LMEvalEngine(TemplateLM):
         texts = [""] * len(asked)
         for (temperature, top_p), numbers in groups.items():
             found = self.engine.complete([asked[n] for n in numbers], temperature, top_p)
-            written = self.tokenizer.batch_decode([one.ids for [one] in found], skip_special_tokens=True)
+            written = self.tokenizer.batch_decode([one.ids for [one] in found], skip_special_tokens=False)
             for number, text in zip(numbers, written, strict=True):
                 ends = [place for stop in stops[number] if (place := text.find(stop)) >= 0]
                 texts[number] = text[: min(ends, default=None)]

@@ -14,19 +14,22 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalpel.chat import holds
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
-from scalpel.evaluation.grading import Bounded, bound_process_results
+from scalpel.evaluation.grading import HARNESS_SECONDS, bound_process_results
 from scalpel.evaluation.lm_eval_files import dump, evaluated_split, fewshot_split, parse
-from scalpel.evaluation.questions import EXAMPLES, QUESTIONS, QuestionSet
+from scalpel.evaluation.question_set import EXAMPLES, QUESTIONS, QuestionSet
 from scalpel.evaluation.quiet import quiet
+from scalpel.grading.children import Children, Raised
 
 TASK = "task.json"
 BOOTSTRAP = 1000  # resamplings for the standard error of metrics that are no mean
@@ -66,23 +69,25 @@ def _question(task, doc: dict) -> str:
     return "\n".join(value for value in doc.values() if isinstance(value, str))
 
 
-def load_task(directory: Path, shots: int, folder: Path):
+def load_task(directory: Path, shots: int, folder: Path, legible: QuestionSet | None = None):
     """lm-eval's task object of a laid-out set; shots: 0 for the YAML's own number.
 
-    folder: where the YAML is put together for lm-eval. Raises UserError when lm-eval cannot load it.
+    folder: where the YAML is put together for lm-eval. legible: whose rows are taken, if not all. Raises
+    UserError when lm-eval cannot load it.
     """
     from lm_eval.tasks import TaskManager
 
     stored = json.loads((directory / TASK).read_text())
     name, config = stored["task"], parse(stored["yaml"])
     asked, shown = evaluated_split(config), fewshot_split(config)
-    data = {"test": str((directory / QUESTIONS).resolve())}
+    rows = _legible(legible, folder) if legible and legible.control else directory
+    data = {"test": str((rows / QUESTIONS).resolve())}
     for field in ("training_split", "validation_split", "fewshot_split"):
         config.pop(field, None)
     if isinstance(config.get("fewshot_config"), dict):
         config["fewshot_config"].pop("split", None)
     if (directory / EXAMPLES).is_file():
-        data["train"] = str((directory / EXAMPLES).resolve())
+        data["train"] = str((rows / EXAMPLES).resolve())
         config["fewshot_split"] = "train"
     elif shown == asked:
         config["fewshot_split"] = "test"
@@ -108,24 +113,33 @@ def load_task(directory: Path, shots: int, folder: Path):
         ) from error
 
 
+def _legible(questions: QuestionSet, folder: Path) -> Path:
+    """Where the rows lie: the set's own directory unless some are left out."""
+    found = questions.directory
+    for name in (QUESTIONS, EXAMPLES):
+        if (questions.directory / name).is_file():
+            table = pq.read_table(questions.directory / name)
+            kept = [not holds(questions.control, row) for row in table.to_pylist()]
+            if found is folder or not all(kept):
+                if found is not folder and name == EXAMPLES:
+                    shutil.copyfile(questions.directory / QUESTIONS, folder / QUESTIONS)
+                found = folder
+                pq.write_table(table.filter(pa.array(kept)), folder / name)
+    return found
+
+
 class LMEvalTask:
     """One task on an engine, run again for every checkpoint. `scores` are lm-eval's own, of the last one."""
 
     def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model, folder: Path):
         """model: an LMEvalEngine. folder: temporary files of the harness."""
-        for field, default in (("samples", 1), ("formulation", "letters"), ("prompt", None)):
-            if getattr(recipe, field) != default:
-                raise UserError(
-                    f"evaluation.tasks.{name}: `{field}` is the YAML's to say, since its question set is a task of "
-                    "lm-eval; leave it out."
-                )
         folder = folder / f"lm_eval_{name}"
         folder.mkdir()
         self.name, self.recipe, self.model = name, recipe, model
-        self.task = load_task(questions.directory, recipe.shots, folder)
+        self.task = load_task(questions.directory, recipe.shots, folder, questions)
         self.task.set_fewshot_seed(seed=model.seed)
         self.scores: list[dict] = []
-        self.not_graded = 0
+        self.not_graded = Counter()
 
     def evaluate(self) -> list[dict]:
         """Rows of samples.parquet: one per question, metric and filter."""
@@ -163,20 +177,20 @@ class LMEvalTask:
     @contextlib.contextmanager
     def _bounded(self) -> Iterator[None]:
         """Score what a model wrote in a bounded child; log-likelihoods are numbers of our own and need none."""
-        self.not_graded = 0
+        self.not_graded = Counter()
         if self.task.OUTPUT_TYPE != "generate_until":
             yield
             return
         own = self.task.process_results
-        with Bounded(lambda pair: own(*pair)) as child:
-            exceeded = bound_process_results(self.task, child)
+        with Children(lambda pair: own(*pair), HARNESS_SECONDS, count=1) as child:
+            lost = bound_process_results(self.task, child)
             try:
                 yield
-            except RuntimeError as error:
+            except Raised as error:
                 raise UserError(f"evaluation.tasks.{self.name}: its scoring fails ({error}); see its YAML.") from error
             finally:
                 del self.task.process_results
-                self.not_graded = exceeded()
+                self.not_graded = lost()
 
     def _rows(self, sample: dict) -> Iterator[dict]:
         pairs, target = sample["arguments"], sample["target"]

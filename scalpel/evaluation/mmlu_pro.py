@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.config.evaluation import TaskRecipe
-from scalpel.errors import UserError
 from scalpel.evaluation.lighteval_tasks import filled_in
 from scalpel.evaluation.lm_eval_engine import LMEvalEngine
-from scalpel.evaluation.questions import QuestionSet
+from scalpel.evaluation.question_set import QuestionSet
 
 
 class MMLUPro:
@@ -20,14 +20,7 @@ class MMLUPro:
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        if recipe.samples != 1:
-            raise UserError(f"evaluation.tasks.{name}: `samples` is for what is answered in words; leave it out.")
         examples = questions.examples()
-        if len(examples) < recipe.shots:
-            raise UserError(
-                f"evaluation.tasks.{name}: {recipe.shots} shots need as many examples, its question set has "
-                f"{len(examples)}; give it `examples`, or lower `shots`."
-            )
         self.name, self.recipe, self.model = name, recipe, model
         self.task = f"scalpel_{name}"
         folder = folder / self.task
@@ -52,7 +45,7 @@ class MMLUPro:
             self.model,
             self.tasks,
             apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            fewshot_as_multiturn=not self.recipe.one_turn,
             log_samples=True,
             bootstrap_iters=0,
         )
@@ -78,15 +71,16 @@ class MMLUPro:
         return sorted(rows, key=lambda row: row["question"])
 
     def _yaml(self, original: Path, folder: Path) -> str:
+        quoted = {split: json.dumps(str((folder / f"{split}.parquet").resolve())) for split in ("test", "validation")}
         lines = [
-            f"include: {original}",
+            f"include: {json.dumps(str(original))}",
             f"task: {self.task}",
             f"num_fewshot: {self.recipe.shots}",
             "dataset_path: parquet",
             "dataset_kwargs:",
             "  data_files:",
-            f"    test: {(folder / 'test.parquet').resolve()}",
-            f"    validation: {(folder / 'validation.parquet').resolve()}",
+            f"    test: {quoted['test']}",
+            f"    validation: {quoted['validation']}",
         ]
         if self.recipe.formulation == "cloze":
             lines += [

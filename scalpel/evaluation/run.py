@@ -7,17 +7,18 @@ import math
 import os
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.artifact.files import write_atomically
-from scalpel.chat import load_tokenizer
+from scalpel.chat import control_text, load_tokenizer
 from scalpel.config.evaluation import EvaluationRecipe, EvaluationSettings
-from scalpel.errors import UserError
-from scalpel.evaluation.questions import LM_EVAL, QuestionSet, open_set
+from scalpel.evaluation.question_set import QuestionSet, open_set
 from scalpel.evaluation.quiet import quiet
+from scalpel.evaluation.tasks import LM_EVAL, check_task
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
 
@@ -62,11 +63,15 @@ def evaluate_checkpoints(
     notes: dict[str, dict] = {}
     opened = {name: open_set(sets[name]) for name in recipe.tasks}
     for name, questions in opened.items():
-        if questions.format == "facts":
-            raise UserError(f"evaluation.tasks.{name}: its question set is of facts, which only causal tracing reads.")
+        check_task(name, recipe.tasks[name], questions.format, len(questions.examples()))
+    tokenizer = load_tokenizer(models[0][1])
+    opened = {name: replace(questions, control=control_text(tokenizer)) for name, questions in opened.items()}
+    left_out = {name: count for name in opened if (count := opened[name].left_out(recipe.tasks[name].limit))}
+    if left_out:
+        notes["questions_left_out_for_special_tokens"] = left_out
     with tempfile.TemporaryDirectory(prefix="scalpel_") as folder, quiet():
         os.environ.setdefault("HF_DATASETS_CACHE", folder)  # lm-eval reads parquet through datasets' cache
-        harnesses = Harnesses(models[0][1], opened, recipe, settings, Path(folder))
+        harnesses = Harnesses(models[0][1], tokenizer, opened, recipe, settings, Path(folder))
         with pq.ParquetWriter(out / "samples.parquet", SAMPLES, compression="zstd") as writer:
             for number, (step, directory) in enumerate(track(models, "evaluation: checkpoint")):
                 if number:
@@ -90,6 +95,7 @@ class Harnesses:
     def __init__(
         self,
         model: Path,
+        tokenizer,
         sets: dict[str, QuestionSet],
         recipe: EvaluationRecipe,
         settings: EvaluationSettings,
@@ -104,8 +110,7 @@ class Harnesses:
         if local:  # refused tasks are named before the model is loaded
             from scalpel.evaluation import lighteval_tasks
 
-            built = lighteval_tasks.build(local)
-        tokenizer = load_tokenizer(model)
+            built = lighteval_tasks.build(local, recipe.answer_rule)
         engine = EngineSettings(batch_size=settings.batch_size, memory_fraction=settings.memory_fraction)
         self.engine = open_engine(recipe.inference, model, engine)
         self.adaptors = []
@@ -137,7 +142,7 @@ class Harnesses:
             mine = task.evaluate()
             rows += mine
             scores += getattr(task, "scores", [])  # lm-eval's own of lm-eval's tasks
-            if getattr(task, "not_graded", 0):
+            if getattr(task, "not_graded", None):
                 not_graded[task.name] = task.not_graded
         theirs = {score["task"] for score in scores}
         scores = aggregate([row for row in rows if row["task"] not in theirs]) + scores
@@ -145,7 +150,7 @@ class Harnesses:
             "prompts_beyond_the_models_positions": {
                 name: count for adaptor in self.adaptors for name, count in adaptor.beyond_positions.items()
             },
-            "questions_whose_grading_exceeded_time_or_memory": not_graded,
+            "samples_not_graded": not_graded,
         }
         return rows, scores, notes
 

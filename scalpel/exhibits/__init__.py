@@ -31,7 +31,8 @@ from scalpel.stages import STAGES
 
 HERE = Path(__file__).parent
 SHARED = (  # modules that are no kind of exhibit
-    "__init__", "axis", "drawing", "embedded", "files", "options", "render", "results", "style", "uncertainty",
+    "__init__", "axis", "drawing", "embedded", "files", "options", "record", "render", "result", "results", "style",
+    "uncertainty",
 )  # fmt: skip
 SHARED_FILES = [HERE / f"{name}.py" for name in SHARED]
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}

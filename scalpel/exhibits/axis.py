@@ -9,16 +9,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from scalpel.artifact.checking import checked
-from scalpel.artifact.files import RECIPE, read_json
+from scalpel.artifact.checking import checked, manifest_of
+from scalpel.artifact.files import below, read_json
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
 from scalpel.exhibits.files import table
-
-if TYPE_CHECKING:
-    from scalpel.exhibits.results import Result
+from scalpel.exhibits.result import Result
 
 LABELS = {
     "steps": "optimizer step",
@@ -63,9 +60,8 @@ def _trained(result: Result) -> Path | None:
     """The directory of the run whose checkpoints a result is about; None for the base model's."""
     if result.stage in ("train", "given"):
         return result.step
-    inputs = read_json(result.step / RECIPE)["inputs"]
-    root = result.step.parents[2]
-    return root / inputs["checkpoints"]["directory"] if "checkpoints" in inputs else None
+    inputs = manifest_of(result.step)["inputs"]
+    return below(result.step.parents[1], inputs["checkpoints"]["directory"]) if "checkpoints" in inputs else None
 
 
 def _spent(directory: Path, name: str, run: str) -> float:

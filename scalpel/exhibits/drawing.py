@@ -1,8 +1,7 @@
-"""The recipe file of an exhibit or report: opened and checked, and the files it asks for put in place.
+"""The recipe of an exhibit or report: opened and checked, and the files it asks for put in place.
 
-A recipe file is there if and only if the files show that very content. It is written before the program starts, so the
-program first removes what is there of older content: the files, then the other recipe files, and only then writes.
-Killed at any moment, it leaves files missing, never older ones under a newer recipe.
+The record beside the files (scalpel/exhibits/record.py) is removed first and written last: killed at any moment, the
+program leaves files without a record, never a record that other files belong to.
 """
 
 from __future__ import annotations
@@ -12,22 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from scalpel.artifact.files import MANIFEST, read_json, write_atomically
+from scalpel.artifact.disk import disk_errors
+from scalpel.artifact.files import MANIFEST, below, read_json, results_of, sweep, write_atomically
 from scalpel.artifact.provenance import git_commit
-from scalpel.errors import UserError
+from scalpel.errors import FINAL, UserError
+from scalpel.exhibits import record
 
 
 class Opened(NamedTuple):
     """A recipe file (scalpel/plan/model.py, Drawing.record)."""
 
     path: Path
-    root: Path  # to which all its other paths are relative
+    results: Path  # the directory that all its other paths, ``results/...``, lie below
     study: str
     name: str
     digest: str
     recipe: dict
     entries: list[dict]
     files: list[str]
+    record: str
+    shows: list[str]  # directories of results, and records of exhibits
+
+    def place(self, recorded: str) -> Path:
+        """Where a path of the recipe lies."""
+        return below(self.results, recorded)
 
     def provenance(self) -> dict:
         """What is embedded in each file."""
@@ -41,43 +48,43 @@ class Opened(NamedTuple):
 
 
 def run(show: Callable[[Path], None]) -> None:
-    """Main of a program that takes one recipe file; exit status 2 for what the user can put right."""
+    """Main of a program that takes one recipe file; exit status FINAL for what the user can put right."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         module = Path(sys.argv[0]).stem
-        sys.exit(f"usage: python -m scripts.{module} results/<folder>/<study>/recipes/<name>-<digest>.json")
+        sys.exit(f"usage: python -m scripts.{module} results/configs/exhibits/<study>.<name>-<digest>.json")
+    path = Path(sys.argv[1])
     try:
-        show(Path(sys.argv[1]))
+        with disk_errors(results_of(path, 3)):
+            show(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FINAL)
 
 
 def opened(path: Path) -> Opened:
     """The recipe file at `path`; UserError when it is damaged or a result it names is not finished."""
     content = read_json(path)
-    root = path.resolve().parents[4]
     try:
-        fields = {field: content[field] for field in ("study", "name", "digest", "recipe", "entries", "files")}
-        directories = [directory for entry in content["entries"] for directory in (entry["step"], *entry["chain"])]
-    except (KeyError, TypeError) as missing:
+        names = ("study", "name", "digest", "recipe", "entries", "files", "record", "shows")
+        drawing = Opened(path, results_of(path, 3), **{field: content[field] for field in names})
+    except KeyError as missing:
         raise UserError(f"{path} lacks {missing}; delete it and run snakemake again.") from None
-    drawing = Opened(path, root, **fields)
-    if path.name != f"{drawing.name}-{drawing.digest}.json":
+    if path.name != f"{drawing.study}.{drawing.name}-{drawing.digest}.json":
         raise UserError(f"{path} does not hold the recipe its name says; delete it and run snakemake again.")
-    for directory in directories:
-        if not (root / directory / MANIFEST).is_file():
-            raise UserError(f"{drawing.name} shows {directory}, which is not finished; run snakemake for it.")
+    for shown in drawing.shows:
+        place = drawing.place(shown)
+        if not (place if place.suffix == ".json" else place / MANIFEST).is_file():
+            raise UserError(f"{drawing.name} shows {shown}, which is not finished; run snakemake for it.")
     return drawing
 
 
 def put(drawing: Opened, content: dict[str, bytes]) -> None:
-    """Write the drawing's files. content: by suffix, one for each of its files."""
-    files = [drawing.root / name for name in drawing.files]
-    for file in files:
-        file.unlink(missing_ok=True)
-    for recipe in drawing.path.parent.glob(f"{drawing.name}-{'[0-9a-f]' * 12}.json"):
-        if recipe.name != drawing.path.name:
-            recipe.unlink(missing_ok=True)
+    """Write the drawing's files and their record. content: by suffix, one for each of its files."""
+    files, beside = [drawing.place(name) for name in drawing.files], drawing.place(drawing.record)
+    beside.unlink(missing_ok=True)
+    sweep(beside.parent)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content[file.suffix[1:]])
+    about = drawing.provenance() | {"recipe": drawing.recipe}
+    record.write(beside, about, files, drawing.shows, drawing.results)

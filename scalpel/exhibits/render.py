@@ -28,10 +28,10 @@ def render(path: Path) -> None:
     """
     opened = drawing.opened(path)
     recipe = opened.recipe
-    kind = exhibits.find(recipe["kind"], opened.root, opened.name)
+    kind = exhibits.find(recipe["kind"], opened.results.parent, opened.name)
     opened.check_code(kind.code)
     options = kind.options(recipe["options"], opened.name)
-    results = Results.of_entries(opened.entries, opened.root, recipe.get("published"))
+    results = Results.of_entries(opened.entries, opened.results, recipe.get("published"))
     frame = kind.module.table(results, options)
     if not len(frame):
         raise UserError(f"{opened.name}: there is nothing to show: its table has no rows.")
@@ -44,7 +44,7 @@ def render(path: Path) -> None:
 
 
 def _csv(frame: pd.DataFrame, provenance: dict) -> bytes:
-    """Numbers in full. The first line is a comment; what the table shows stands in the recipe file of its digest."""
+    """Numbers in full. The first line is a comment; what the table shows stands in the record beside it."""
     short = {key: value for key, value in provenance.items() if key != "entries"}
     return f"# {embedded.text_of(short)}\n".encode() + frame.to_csv(index=False, lineterminator="\n").encode()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from scalpel.artifact.files import below
 from scalpel.config.load import nearest
 from scalpel.errors import UserError
 from scalpel.exhibits import axis, files
+from scalpel.exhibits.result import Result
 from scalpel.exhibits.uncertainty import question_error
 
 if TYPE_CHECKING:
@@ -38,19 +40,6 @@ LOG = "log.parquet"  # of train and given results: one row per optimizer step
 WHOSE = ["run", "seed", "part", "shard", "reference"]  # columns that every frame begins with
 
 
-class Result(NamedTuple):
-    """One finished result: whose it is, and where it lies (scalpel/plan.py, Entry)."""
-
-    stage: str
-    run: str
-    seed: int
-    step: Path  # its directory
-    part: str = ""  # group of benchmarks, or measure of KL
-    shard: int = 1
-    reference: str = "base"  # what checkpoints are compared with
-    chain: tuple[Path, ...] = ()  # what was spent before the run itself, the first one first
-
-
 class Results:
     """The results an exhibit shows. `published`: the study's published numbers, for kinds with PUBLISHED."""
 
@@ -58,11 +47,11 @@ class Results:
         self.found, self.published = list(found), published or {}
 
     @classmethod
-    def of_entries(cls, entries: Iterable[dict], root: Path, published: dict | None = None) -> Results:
-        """From the entries of an exhibit's recipe file, whose directories are relative to `root`."""
-        chains = [tuple(root / directory for directory in entry["chain"]) for entry in entries]
+    def of_entries(cls, entries: Iterable[dict], results: Path, published: dict | None = None) -> Results:
+        """From the entries of an exhibit's recipe, whose directories lie below `results`."""
+        chains = [tuple(below(results, directory) for directory in entry["chain"]) for entry in entries]
         found = [
-            Result(**entry | {"step": root / entry["step"], "chain": chain})
+            Result(**entry | {"step": below(results, entry["step"]), "chain": chain})
             for entry, chain in zip(entries, chains, strict=True)
         ]
         return cls(found, published)
@@ -154,6 +143,23 @@ class Results:
             raise UserError(f"run {run!r}, seed {seed}: two results hold the scores of {task} at step {step}.")
         frame["stderr"] = list(map(question_error, frame["value"], frame["stderr"], frame["questions"]))
         return frame
+
+    def answers(self) -> pd.DataFrame:
+        """Score of every question: columns step, task (as in `scores`), question, score (mean over samples)."""
+        import pandas as pd
+
+        columns = ["step", "task", "metric", "question", "score"]
+        frames = []
+        for result in self.of("evaluate"):
+            frame = files.table(result.step / "samples.parquet", columns)
+            kinds = frame[["task", "metric"]].drop_duplicates()
+            kinds["name"] = list(map(_headline, kinds["task"], kinds["metric"]))
+            frame = frame.merge(kinds.dropna(subset=["name"]).drop_duplicates("name"), on=["task", "metric"])
+            means = frame.groupby(["step", "name", "question"], sort=False)["score"].mean().reset_index()
+            frames.append(_whose(result, means.rename(columns={"name": "task"})))
+        if not frames:
+            raise UserError(f"none of {', '.join(self.runs)} was evaluated; name other runs in `runs`.")
+        return pd.concat(frames, ignore_index=True)
 
     def kl(self) -> pd.DataFrame:
         """KL of every checkpoint: columns step, kl, kl_solution (nats, means over questions), *_stderr, questions."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from scalpel.config.types import Fraction, Positive, Strict
+from scalpel.config.types import AtOnce, Fraction, Strict
 from scalpel.inference.requests import Engine
 
 
 class EngineSettings(Strict):
     """How an engine runs; none of it decides what the model says, but for rounding and `dtype`."""
 
-    batch_size: Positive = 64  # transformers: sequences computed together
+    batch_size: AtOnce = 64  # transformers: sequences computed together
     memory_fraction: Fraction = 0.9  # vllm: of a GPU, for weights and cache
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto: as they were saved
 

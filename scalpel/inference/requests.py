@@ -52,9 +52,15 @@ class Engine(Protocol):
         """Take weights by their names in a saved model, all of them; UserError naming one that lacks or is unknown."""
 
     def complete(
-        self, requests: Sequence[Request], temperature: float, top_p: float, logprobs: bool = False
+        self,
+        requests: Sequence[Request],
+        temperature: float,
+        top_p: float,
+        logprobs: bool = False,
+        top_k: int | None = None,
     ) -> list[list[Completion]]:
-        """Completions of every request, in order. Temperature 0: greedy."""
+        """Completions of every request, in order. Temperature 0: greedy. top_k: of that many most likely tokens alone,
+        of which top_p is then the share; None: of all."""
 
     def loglikelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """For every (context ids, continuation ids), none of them empty: log P(continuation | context) in nats, and

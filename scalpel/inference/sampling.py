@@ -59,7 +59,14 @@ class Group(NamedTuple):
 
 
 def sample(
-    model, groups: Sequence[Group], ends: set[int], pad: int, temperature: float, top_p: float, logprobs: bool = False
+    model,
+    groups: Sequence[Group],
+    ends: set[int],
+    pad: int,
+    temperature: float,
+    top_p: float,
+    logprobs: bool = False,
+    top_k: int | None = None,
 ) -> list[list[Completion]]:
     """Completions of every group, in order; the inverse of the cumulative probability turns a number into a token.
 
@@ -92,7 +99,7 @@ def sample(
     once = _one_mask_for_all_layers(model.config)
     done = torch.zeros(len(rows), dtype=torch.bool)
     for step in range(most):
-        tokens, chosen = pick(logits, uniform[:, step], temperature, top_p, logprobs)
+        tokens, chosen = pick(logits, uniform[:, step], temperature, top_p, logprobs, top_k)
         here = tokens.cpu()
         written[alive, step] = here
         if logprobs:
@@ -161,18 +168,22 @@ def _one_mask_for_all_layers(config) -> bool:
     return config._attn_implementation == "sdpa" and set(kinds) == {"full_attention"} and window is None
 
 
-def pick(logits, draws, temperature: float, top_p: float, logprobs: bool = False):
-    """(token ids (rows,), their log-probabilities or None): greedy at temperature 0, else sampled from the nucleus.
+def pick(logits, draws, temperature: float, top_p: float, logprobs: bool = False, top_k: int | None = None):
+    """(token ids (rows,), their log-probabilities or None): greedy at temperature 0, else sampled from the nucleus of
+    the top_k most likely tokens.
 
-    The tokens of the nucleus are laid out on [0, 1) by falling probability, all tokens by their number where top_p is
-    1: sorting the vocabulary is then the largest part of a small model's step.
+    These are laid out on [0, 1) by falling probability, all tokens by their number where there is neither top_k nor
+    top_p: sorting the vocabulary is then the largest part of a small model's step.
     """
     if not temperature:
         tokens = logits.argmax(-1)
         return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0] if logprobs else None
     probabilities, order = (logits / temperature).softmax(-1), None
-    if top_p < 1:
+    if top_p < 1 or top_k:
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        if top_k:
+            probabilities[:, top_k:] = 0
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         above = probabilities.cumsum(-1, dtype=torch.float64) - probabilities
         probabilities = probabilities * ((above < top_p) | (above == 0))
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)

@@ -46,14 +46,19 @@ class TransformersEngine:
         copy_tensors(self.model, tensors)
 
     def complete(
-        self, requests: Sequence[Request], temperature: float, top_p: float, logprobs: bool = False
+        self,
+        requests: Sequence[Request],
+        temperature: float,
+        top_p: float,
+        logprobs: bool = False,
+        top_k: int | None = None,
     ) -> list[list[Completion]]:
         """The longest first: fewer and fuller batches. A prompt beyond the model's positions is answered whole."""
         ends = end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
 
         def work(parts: list[Part]) -> dict[Part, list[Completion]]:
             groups = [Group(requests[n].prompt, _draws(requests[n])[first:last]) for n, first, last in parts]
-            found = sample(self.model, groups, ends, self.tokenizer.pad_token_id, temperature, top_p, logprobs)
+            found = sample(self.model, groups, ends, self.tokenizer.pad_token_id, temperature, top_p, logprobs, top_k)
             return dict(zip(parts, found, strict=True))
 
         order = sorted(range(len(requests)), key=lambda n: (-requests[n].max_tokens, -len(requests[n].prompt), n))

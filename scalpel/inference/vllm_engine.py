@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,33 @@ if TYPE_CHECKING:
 TOKENS_ASKED = 128  # of which vLLM gives log-probabilities after one prompt, at most
 
 
+def llm_arguments(directory: Path | str, dtype: str, memory_fraction: float, gpu: bool) -> dict[str, Any]:
+    """Of vLLM's LLM."""
+    return {
+        "model": str(directory),
+        "dtype": dtype,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "gpu_memory_utilization": memory_fraction,
+        "enforce_eager": not gpu,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",  # those of the distribution sampled from
+        "max_logprobs": TOKENS_ASKED,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+
+
+def sampling_arguments(temperature: float, top_p: float, top_k: int | None) -> dict[str, Any]:
+    """Of vLLM's SamplingParams, a completion's seed and length aside."""
+    return {  # vLLM knows no empty nucleus; the most likely token is always in it
+        "temperature": temperature if top_p else 0.0,
+        "top_p": top_p or 1.0,
+        "top_k": top_k or 0,
+        "detokenize": False,
+    }
+
+
 class VLLMEngine:
     def __init__(self, directory: Path, memory_fraction: float = 0.9, dtype: str = "auto"):
         """memory_fraction: of the GPU, for weights and cache. dtype: as in scalpel.weights.load_model."""
@@ -36,19 +63,8 @@ class VLLMEngine:
         from vllm import LLM
 
         self.dtype = DTYPES.get(dtype, self.model.config.dtype)  # of itself vLLM makes bfloat16 of float32
-        self.llm = LLM(
-            model=str(directory),
-            dtype=str(self.dtype).removeprefix("torch."),
-            load_format="safetensors",
-            trust_remote_code=False,
-            gpu_memory_utilization=memory_fraction,
-            enforce_eager=not torch.cuda.is_available(),
-            enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",  # those of the distribution sampled from
-            max_logprobs=TOKENS_ASKED,
-            disable_log_stats=True,
-            seed=0,
-        )
+        name = str(self.dtype).removeprefix("torch.")
+        self.llm = LLM(**llm_arguments(directory, name, memory_fraction, torch.cuda.is_available()))
         config = self.llm.llm_engine.model_config.try_get_generation_config()
         self.ends = end_tokens(config.get("eos_token_id"), load_tokenizer(directory).eos_token_id)
 
@@ -73,23 +89,24 @@ class VLLMEngine:
             raise RuntimeError("vLLM keeps a prefix cache of other weights")
 
     def complete(
-        self, requests: Sequence[Request], temperature: float, top_p: float, logprobs: bool = False
+        self,
+        requests: Sequence[Request],
+        temperature: float,
+        top_p: float,
+        logprobs: bool = False,
+        top_k: int | None = None,
     ) -> list[list[Completion]]:
         from vllm import SamplingParams
 
-        if not top_p:  # vLLM knows no empty nucleus; the most likely token is always in it
-            temperature = 0.0
         asked = [
             (
                 request.prompt,
                 SamplingParams(
+                    **sampling_arguments(temperature, top_p, top_k),
                     max_tokens=request.max_tokens,
-                    temperature=temperature,
-                    top_p=top_p or 1.0,
                     seed=seed,
                     stop_token_ids=sorted(self.ends),
                     logprobs=0 if logprobs else None,
-                    detokenize=False,
                 ),
             )
             for request in requests

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scalpel.artifact.checking import CHECKED
@@ -41,18 +42,25 @@ class Crew:
         for name in list(self.children):
             self.end(name)
 
-    def start(self, name: str, module: str, arguments: list[str], environment: dict[str, str], node: str | None = None):
-        """Run ``python -m module arguments`` here, or by srun on another `node` of this job."""
-        command = [sys.executable, "-m", module, *arguments]
-        mine = dict(os.environ)
+    def start(
+        self,
+        name: str,
+        module: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        node: str | None = None,
+        secret: str = "",
+        descriptors: Sequence[int] = (),
+        heard: Callable[[str], None] | None = None,
+    ):
+        """Run ``python -m module arguments`` here, or by srun on another `node` of this job.
+
+        secret: the first line of its standard input, which nobody else can read. descriptors: open files that a child
+        here inherits. heard: called with each line that it says.
+        """
+        command, mine = [sys.executable, "-m", module, *arguments], dict(os.environ)
         if node is not None:
-            # What SLURM set for the step this process is in would be taken for options of the new one.
-            kept = ("SLURM_CONF", "SLURM_JOB_ID")
-            mine = {key: value for key, value in mine.items() if not key.startswith(("SLURM_", "SRUN_")) or key in kept}
-            command = [
-                "srun", f"--jobid={slurm.job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
-                f"--gpus={self.gpus}" if self.gpus else "--gres=none", "--export=ALL", "--kill-on-bad-exit=1", *command,
-            ]  # fmt: skip
+            command, mine = slurm.on_node(node, self.gpus, command)
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -60,9 +68,14 @@ class Crew:
             stderr=subprocess.STDOUT,
             env=mine | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", CHECKED: "1"} | environment,
             start_new_session=True,
+            pass_fds=descriptors,
         )
-        listener = threading.Thread(target=relay, args=(name, process.stdout), daemon=True, name=name)
+        listener = threading.Thread(target=relay, args=(name, process.stdout, heard), daemon=True, name=name)
         listener.start()
+        if secret:
+            with contextlib.suppress(OSError):  # a child that has ended is seen by its status
+                process.stdin.write(f"{secret}\n".encode())
+                process.stdin.flush()
         self.children[name] = Child(name, process, listener)
 
     def status(self, name: str) -> int | None:
@@ -97,10 +110,13 @@ class Crew:
                 os.killpg(self.children[name].process.pid, signal.SIGKILL)
 
 
-def relay(name: str, stream) -> None:
-    """Print a child's lines as they come, under its name."""
+def relay(name: str, stream, heard: Callable[[str], None] | None) -> None:
+    """Print a child's lines as they come, under its name; hand them to `heard` first."""
     for line in stream:
-        sys.stderr.write(f"[{name}] {line.decode(errors='replace').rstrip()}\n")
+        text = line.decode(errors="replace").rstrip()
+        if heard:
+            heard(text)
+        sys.stderr.write(f"[{name}] {text}\n")
         sys.stderr.flush()
 
 

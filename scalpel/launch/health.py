@@ -10,11 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from scalpel.artifact.files import ROOT, write_atomically
-from scalpel.errors import UserError
+from scalpel.errors import Passing
+from scalpel.launch import slurm
 
 UNHEALTHY = "logs/unhealthy_nodes"  # in results/: a file for each node whose GPUs failed the check
 COMMAND_SECONDS = 30.0  # that nvidia-smi may take
@@ -23,15 +25,40 @@ PRODUCT_SECONDS = 60  # that the product on all GPUs may take
 SIDE = 2048  # of the matrices multiplied
 
 
-def refuse_unhealthy_node(gpus: int, results: Path) -> None:
-    """UserError when the node's GPUs do not work; a mark in `results` makes the next attempt run elsewhere."""
-    found = health(gpus)
-    if found:
-        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        marks = results / UNHEALTHY
+def refuse_unhealthy_nodes(gpus: int, results: Path) -> None:
+    """Passing when GPUs of a node of this job do not work; marks in `results` make the next attempt run elsewhere.
+
+    gpus: that the job has of each node. This node is looked at here, the job's others by srun, all at once.
+    """
+    here, others = os.environ.get("SLURMD_NODENAME") or socket.gethostname(), slurm.nodes()[1:]
+    with ThreadPoolExecutor(len(others) + 1) as pool:
+        asked = {here: pool.submit(health, gpus)} | {node: pool.submit(health_of, node, gpus) for node in others}
+    found = {node: problems.result() for node, problems in asked.items() if problems.result()}
+    marks = results / UNHEALTHY
+    for node, problems in found.items():
         marks.mkdir(parents=True, exist_ok=True)
-        write_atomically(marks / node, "\n".join(found) + "\n")
-        raise UserError(f"node {node}: {found[0]} Jobs avoid it while {marks / node} is there.")
+        write_atomically(marks / node, "\n".join(problems) + "\n")
+    for node, problems in found.items():
+        raise Passing(f"node {node}: {problems[0]} Jobs avoid it while {marks / node} is there.")
+
+
+def health_of(node: str, gpus: int) -> list[str]:
+    """`health` of another node of this job."""
+    command, environment = slurm.on_node(node, gpus, [sys.executable, "-m", "scalpel.launch.health", str(gpus)])
+    limit = COMMAND_SECONDS + IMPORT_SECONDS + PRODUCT_SECONDS
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=2 * limit, stdin=subprocess.DEVNULL,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return [f"looking at its GPUs took more than {2 * limit:.0f} s."]
+    except OSError as error:
+        return [f"srun does not start ({error.strerror})."]
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [f"its GPUs could not be looked at (srun, status {done.returncode}: {last})."]
 
 
 class GPU(NamedTuple):
@@ -141,7 +168,9 @@ def product_problems(devices: list[str]) -> list[str]:
     return problems
 
 
-if __name__ == "__main__":  # the child of `products`
+if __name__ == "__main__" and len(sys.argv) > 1:  # another node of a job (`health_of`)
+    print(json.dumps(health(int(sys.argv[1]))))
+elif __name__ == "__main__":  # the child of `products`
     import torch
 
     signal.alarm(PRODUCT_SECONDS)  # ends the process wherever it hangs

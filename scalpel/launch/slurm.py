@@ -76,6 +76,18 @@ def nodes() -> list[str]:
     return (ask("scontrol", "show", "hostnames", listed) or "").split() if listed else []
 
 
+def on_node(node: str, gpus: int, command: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) by which srun starts `command` on another node of this job, with `gpus` of its GPUs."""
+    # What SLURM set for the step this process is in would be taken for options of the new one.
+    kept = ("SLURM_CONF", "SLURM_JOB_ID")
+    mine = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SRUN_")) or key in kept}
+    words = [
+        "srun", f"--jobid={job()}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}",
+        f"--gpus={gpus}" if gpus else "--gres=none", "--export=ALL", "--kill-on-bad-exit=1",
+    ]  # fmt: skip
+    return [*words, *command], mine
+
+
 def address(node: str) -> str:
     """The network address SLURM knows the node by, else its name."""
     found = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", node, "--oneliner") or "")

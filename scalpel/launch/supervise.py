@@ -7,9 +7,7 @@ which on SIGTERM kills its ranks after 30 s: a step of a 7B model takes longer, 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -20,11 +18,13 @@ from pathlib import Path
 from scalpel.artifact.job import Job
 from scalpel.checkpoints import last_model
 from scalpel.config.training import TrainSettings
-from scalpel.errors import AGAIN, Interrupted, UserError
+from scalpel.errors import AGAIN, FINAL, Interrupted, Passing, UserError
 from scalpel.inference import EngineSettings
-from scalpel.inference.remote import PORTS_TRIED, SERVERS, TOKEN
+from scalpel.inference.meeting import ServerOrder
 from scalpel.launch import slurm
 from scalpel.launch.crew import DEVICES, Crew
+from scalpel.launch.servers import RolloutServers
+from scalpel.methods import METHODS
 
 LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
 
@@ -53,33 +53,31 @@ def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
             f"{f' and {server.gpus} for the rollout server' if shared else ''} need more: lower train_settings.ranks "
             "or raise resources.train.gpus."
         )
-    with Crew(len(devices)) as crew, noting_signals() as asked:
-        urls: dict[str, tuple[str, list[str], dict, str | None]] = {}
-        environment: dict[str, str] = {}
+    with Crew(len(devices)) as crew, noting_signals() as asked, contextlib.ExitStack() as after:
+        servers = None
         if server:
-            token = secrets.token_hex(16)
-            start = last_model(job.inputs, "start")
-            engine = EngineSettings(
-                batch_size=settings.completions_at_once,
-                memory_fraction=server.memory_fraction,
-                dtype=job.recipe["dtype"],
-            )
-            places = [here] if shared else nodes[settings.nodes : wanted]
             gpus = [[gpu] for gpu in served] or [[str(gpu)] for gpu in range(server.gpus)] or [[]]
-            for place in places:
-                for number, mine in enumerate(gpus):
-                    name = f"server {len(urls)}" if len(places) * len(gpus) > 1 else "server"
-                    port = free_port() if place == here else PORTS_TRIED + number
-                    host = "127.0.0.1" if shared else slurm.address(place)
-                    url = f"http://{host}:{port}"
-                    arguments = [job.recipe["inference"], str(start), engine.model_dump_json(), url]
-                    env = {TOKEN: token} | ({DEVICES: ",".join(mine)} if devices else {})
-                    urls[url] = (name, arguments, env, None if place == here else place)
-            for name, arguments, env, node in urls.values():
-                crew.start(name, "scalpel.inference.server", arguments, env, node)
-            environment = {SERVERS: json.dumps([*urls]), TOKEN: token}
+            places = [None] if shared else nodes[settings.nodes : wanted]
+            places = [(place, mine if devices else None) for place in places for mine in gpus]
+            servers = after.enter_context(RolloutServers(crew, order(job, settings), places))
+        environment = servers.environment if servers else {}
         ranks = start_ranks(crew, job.directory, settings, nodes, rest, environment)
-        watch(crew, job.directory, ranks, {name: rest for name, *rest in urls.values()}, settings, asked)
+        watch(crew, job.directory, ranks, servers, settings, asked)
+
+
+def order(job: Job, settings: TrainSettings) -> ServerOrder:
+    """What the run's servers are started with; a request asks for one batch of rollouts at most."""
+    recipe = METHODS[job.recipe["method"]].Recipe.of_identity(job.recipe)
+    engine = EngineSettings(
+        batch_size=settings.completions_at_once, memory_fraction=settings.server.memory_fraction, dtype=recipe.dtype
+    )
+    return ServerOrder(
+        kind=recipe.inference,
+        model=str(last_model(job.inputs, "start")),
+        engine=engine,
+        completions=recipe.questions_per_step * recipe.generations * recipe.updates,
+        max_tokens=recipe.max_completion_tokens,
+    )
 
 
 def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str], devices, environment) -> list[str]:
@@ -109,7 +107,14 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
     return names
 
 
-def watch(crew: Crew, directory: Path, ranks: list[str], servers: dict, settings: TrainSettings, asked: dict) -> None:
+def watch(
+    crew: Crew,
+    directory: Path,
+    ranks: list[str],
+    servers: RolloutServers | None,
+    settings: TrainSettings,
+    asked: dict,
+) -> None:
     """Until the ranks end: start a server that died again, pass SIGTERM on, and end all when one rank fails."""
     restarts = settings.server.restarts if servers else 0
     told = 0.0
@@ -121,27 +126,28 @@ def watch(crew: Crew, directory: Path, ranks: list[str], servers: dict, settings
             crew.kill(ranks)
             name, status = next(iter(failed.items()))
             how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
-            raise UserError(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
+            told = UserError if status == FINAL else Passing
+            raise told(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
         if len(ended) == len(ranks):
             break
-        for name, (arguments, environment, node) in servers.items():
-            if crew.status(name) is not None:
-                status = crew.status(name)
-                crew.end(name)
-                if not restarts:
-                    crew.kill(ranks)
-                    raise UserError(
-                        f"{name} ended with status {status} too often (train_settings.server.restarts); see its lines."
-                    )
-                restarts -= 1
-                print(f"{name} ended with status {status}: starting it again", file=sys.stderr, flush=True)
-                crew.start(name, "scalpel.inference.server", arguments, environment, node)
+        for number in servers.ended() if servers else []:
+            name = servers.name(number)
+            status = crew.status(name)
+            crew.end(name)
+            if not restarts:
+                crew.kill(ranks)
+                raise Passing(
+                    f"{name} ended with status {status} too often (train_settings.server.restarts); see its lines."
+                )
+            restarts -= 1
+            print(f"{name} ended with status {status}: starting it again", file=sys.stderr, flush=True)
+            servers.start(number)
         if asked.get("stop") and not told:
             told = time.monotonic()
             crew.signal(ranks, signal.SIGTERM)
         if told and time.monotonic() - told > LAST_STEP_SECONDS:
             crew.kill(ranks)
-            raise UserError(f"{directory}: the ranks did not stop within {LAST_STEP_SECONDS:.0f} s of being asked to.")
+            raise Passing(f"{directory}: the ranks did not stop within {LAST_STEP_SECONDS:.0f} s of being asked to.")
         time.sleep(0.2)
     if AGAIN in ended.values():
         raise Interrupted("", requeue=not asked.get("stop"))

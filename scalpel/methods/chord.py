@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Literal
 
 from scalpel.config.types import Fraction, Positive, Whole
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, Weight, mixed_work
 
 
 class CHORDRecipe(MixedRecipe):
@@ -31,12 +31,10 @@ class CHORDRecipe(MixedRecipe):
         return 1
 
 
-class CHORD(Method):
+class CHORD(MixedMethod):
     name = "chord"
     Recipe = CHORDRecipe
-    samples = True
     trainer = "scalpel.methods.chord_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: CHORDRecipe, rows: RowSizes) -> Work:

@@ -4,7 +4,7 @@ w = p (1 - p) taken without a gradient."""
 from __future__ import annotations
 
 from scalpel.methods.decay import warmed_cosine
-from scalpel.methods.mixed import DemonstrationTrainer, train_mixed
+from scalpel.methods.mixed import DemonstrationTrainer, entries
 
 
 class CHORDTrainer(DemonstrationTrainer):
@@ -36,6 +36,4 @@ class CHORDTrainer(DemonstrationTrainer):
         return super().metrics(groups) | {"chord/mu": self.mu}
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, CHORDTrainer)
+train, trl_config = entries(CHORDTrainer)

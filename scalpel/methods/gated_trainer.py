@@ -6,7 +6,8 @@ other questions' traces. Their own completions are left out.
 
 from __future__ import annotations
 
-from scalpel.methods.mixed import EXPERT, DemonstrationTrainer
+from scalpel.methods.mixed import DemonstrationTrainer
+from scalpel.methods.rollouts import EXPERT
 
 
 class GatedTrainer(DemonstrationTrainer):

@@ -6,8 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from scalpel.config.training import TrainSettings
+from scalpel.errors import UserError
 from scalpel.methods.method import Method
-from scalpel.methods.rollout_recipe import RolloutRecipe, rollout_accumulation, rollout_work
+from scalpel.methods.rollout_recipe import (
+    RolloutRecipe,
+    check_rollouts,
+    micro_batch_size,
+    rollout_accumulation,
+    rollout_steps_fed,
+    rollout_work,
+)
 
 
 class GRPORecipe(RolloutRecipe):
@@ -22,8 +31,20 @@ class GRPORecipe(RolloutRecipe):
 class GRPO(Method):
     name = "grpo"
     Recipe = GRPORecipe
-    version = 2  # 2: completions are written by scalpel/inference instead of transformers' generate
+    version = 3  # 2: completions are written by scalpel/inference; 3: rewards by scalpel/grading
     samples = True
     trainer = "scalpel.methods.grpo_trainer"
     work = staticmethod(rollout_work)
     accumulation = staticmethod(rollout_accumulation)
+    steps_fed = staticmethod(rollout_steps_fed)
+
+    @staticmethod
+    def check(recipe: GRPORecipe, settings: TrainSettings) -> None:
+        check_rollouts(recipe, settings)
+        sequences, ranks = recipe.questions_per_step * recipe.generations, settings.ranks * settings.nodes
+        if recipe.loss_type == "bnpo" and sequences > micro_batch_size(recipe, settings.sequences_per_device, ranks):
+            raise UserError(
+                "loss_type bnpo takes its token mean within each micro-batch, so the result would depend on the "
+                f"device; set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, the mean "
+                "over the step."
+            )

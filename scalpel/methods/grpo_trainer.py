@@ -7,13 +7,13 @@ batch of rollouts the probability ratio is 1, so epsilon never binds.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from scalpel.errors import UserError
+from scalpel.methods.grpo import GRPO, GRPORecipe
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import micro_batch_size
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts, trl_rollout_config
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 
@@ -34,21 +34,22 @@ class GRPOCreditTrainer(RolloutTrainer):
                 rollout.advantage /= deviation + ALMOST_NOTHING
 
 
-def train(run: TrainingRun) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    recipe, ranks = run.recipe, Ranks.here().count
-    size = micro_batch_size(recipe, run.settings.sequences_per_device, ranks)
-    sequences = recipe.questions_per_step * recipe.generations
-    if recipe.loss_type == "bnpo" and sequences > size:
-        raise UserError(
-            "loss_type bnpo takes its token mean within each micro-batch, so the result would depend on the device; "
-            f"set train_settings.sequences_per_device to {sequences} with one rank, or use dapo, "
-            "the mean over the step."
-        )
-    config = {
+def config(recipe: GRPORecipe) -> dict[str, Any]:
+    """GRPO's own of TRL's GRPOConfig."""
+    return {
         "loss_type": recipe.loss_type,
         "beta": recipe.beta,
         "epsilon": recipe.epsilon,
         "epsilon_high": recipe.epsilon_high,
     }
-    train_rollouts(run, GRPOCreditTrainer, config)
+
+
+def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments."""
+    return trl_rollout_config(run, steps, config(run.recipe), gpu)
+
+
+def train(run: TrainingRun) -> None:
+    """Carry out one run (scalpel/methods/run.py)."""
+    GRPO.check(run.recipe, run.settings)
+    train_rollouts(run, GRPOCreditTrainer, config(run.recipe))

@@ -10,29 +10,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from scalpel.config.training import TrainSettings
 from scalpel.config.types import Rate
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.errors import UserError
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import MixedMethod, MixedRecipe, Weight, mixed_work
 
 
 class HPTRecipe(MixedRecipe):
     method: Literal["hpt"] = "hpt"
     learning_rate: Rate = 5e-6
-    gate: Annotated[int, Field(ge=-1, le=10**5)] = (
-        0  # so many right completions, or fewer: the trace instead; -1: never
-    )
+    gate: Annotated[int, Field(ge=-1, le=10**5)] = 0  # with so many right completions at most, the trace; -1: never
     sft_weight: Weight = 1.0
     skip_above: Annotated[float, Field(gt=0)] | None = 80.0
 
 
-class HPT(Method):
+class HPT(MixedMethod):
     name = "hpt"
     Recipe = HPTRecipe
-    samples = True
     trainer = "scalpel.methods.hpt_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: HPTRecipe, rows: RowSizes) -> Work:
         """As if no question were gated: an upper bound."""
         return mixed_work(recipe, rows, recipe.generations, 0)
+
+    @staticmethod
+    def check(recipe: HPTRecipe, settings: TrainSettings) -> None:
+        MixedMethod.check(recipe, settings)
+        if recipe.skip_above is not None and settings.engine == "zero2":
+            raise UserError(
+                "`skip_above` looks at the gradient before the optimizer's step, which DeepSpeed takes by itself; "
+                "set it to null, or use `engine: fsdp` or `single`."
+            )

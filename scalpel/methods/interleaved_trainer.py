@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from scalpel.methods.mixed import EXPERT, MixedTrainer, parts
-from scalpel.methods.rollouts import Rollout
+from scalpel.methods.mixed import MixedTrainer, parts
+from scalpel.methods.rollouts import EXPERT, Rollout
 from scalpel.methods.second_optimizer import SecondOptimizer
 
 

@@ -8,7 +8,6 @@ checked (scalpel/methods/state.py).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -29,13 +28,14 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 
 from scalpel import progress
-from scalpel.artifact.files import STATE, write_atomically
+from scalpel.artifact import disk
+from scalpel.artifact.files import STATE, sync, to_disk, write_atomically
 from scalpel.config.training import MethodRecipe, Trainable, TrainSettings
 from scalpel.errors import Interrupted, UserError
 from scalpel.launch import slurm
 from scalpel.methods.freezing import check_frozen
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.state import COMPLETE, Journal, digests, to_disk, usable_state
+from scalpel.methods.state import COMPLETE, Journal, digests, usable_state
 from scalpel.weights import DTYPES, SAFETENSORS
 
 TIME_LIMIT = "the job's time limit is near"
@@ -117,7 +117,7 @@ class Saving(TrainerCallback):
         if state.global_step in self.steps:
             self._export(saved, state.global_step)
         files = [path for path in sorted(saved.rglob("*")) if path.is_file()]
-        to_disk(files)
+        to_disk([*files, saved])
         exported = [self.out / "checkpoints" / f"step-{step:06d}" for step in self.steps if step <= state.global_step]
         complete = {
             "files": digests(saved, [path.relative_to(saved).as_posix() for path in files]),
@@ -144,6 +144,7 @@ class Saving(TrainerCallback):
         to_disk(list(partial.iterdir()))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
+        sync(target.parent)
 
     def _copy(self, path: Path, target: Path) -> None:
         """Copy a file of the model; weights as `dtype`."""
@@ -159,19 +160,14 @@ class Saving(TrainerCallback):
 
 @contextlib.contextmanager
 def disk_errors(out: Path, saving: Saving) -> Iterator[None]:
-    """Turn a full disk, however the libraries report it, into one sentence."""
+    """Turn a disk that cannot be written, however the libraries report it, into one sentence."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        text = str(error)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
-        torn = "PytorchStreamWriter" in text or "unexpected pos" in text  # torch.save's words for a failed write
-        if full or (torn and shutil.disk_usage(out).free < 64 << 20):
-            raise UserError(
-                f"No space left on the disk of {out} after step {saving.at}; free some and start again: "
-                "the run resumes from the checkpoint before."
-            ) from error
-        raise
+        text = disk.sentence(error, out, f"after step {saving.at}")
+        if text is None:
+            raise
+        raise UserError(f"{text}: the run resumes from the checkpoint before.") from error
 
 
 @contextlib.contextmanager
@@ -211,11 +207,19 @@ def training_dtype(recipe: MethodRecipe, settings: TrainSettings) -> str:
     return recipe.dtype if settings.engine == "zero2" else "float32"
 
 
-def engine_arguments(recipe: MethodRecipe, settings: TrainSettings) -> dict[str, Any]:
-    """TrainingArguments by which several ranks share the work, or by which one does all of it."""
-    gpu = torch.cuda.is_available()
+def engine_environment(settings: TrainSettings) -> dict[str, str]:
+    """What accelerate reads of a rank's environment."""
+    return {"ACCELERATE_USE_DEEPSPEED": "true"} if settings.engine == "zero2" else {}
+
+
+def engine_arguments(recipe: MethodRecipe, settings: TrainSettings, gpu: bool | None = None) -> dict[str, Any]:
+    """TrainingArguments by which several ranks share the work, or by which one does all of it.
+
+    gpu: whether each rank has one; None: as this machine has.
+    """
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    os.environ.update(engine_environment(settings))
     if settings.engine == "zero2":
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         zero = {
             "stage": 2, "overlap_comm": gpu, "contiguous_gradients": True, "reduce_bucket_size": 500_000_000,
         }  # fmt: skip
@@ -246,10 +250,10 @@ def engine_arguments(recipe: MethodRecipe, settings: TrainSettings) -> dict[str,
     return {"use_cpu": not gpu}
 
 
-def common_arguments(run: TrainingRun, steps: int) -> dict[str, Any]:
-    """TrainingArguments of every method."""
+def common_arguments(run: TrainingRun, steps: int, gpu: bool | None = None) -> dict[str, Any]:
+    """TrainingArguments of every method. gpu: as in `engine_arguments`."""
     recipe, settings = run.recipe, run.settings
-    return engine_arguments(recipe, settings) | {
+    return engine_arguments(recipe, settings, gpu) | {
         "output_dir": str(run.out / STATE),
         "max_steps": steps,
         "learning_rate": recipe.learning_rate,

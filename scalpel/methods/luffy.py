@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import MixedRecipe, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import MixedMethod, MixedRecipe, mixed_work
 
 
 class LUFFYRecipe(MixedRecipe):
@@ -27,12 +27,10 @@ class LUFFYRecipe(MixedRecipe):
         return self
 
 
-class LUFFY(Method):
+class LUFFY(MixedMethod):
     name = "luffy"
     Recipe = LUFFYRecipe
-    samples = True
     trainer = "scalpel.methods.luffy_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: LUFFYRecipe, rows: RowSizes) -> Work:

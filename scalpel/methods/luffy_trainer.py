@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from scalpel.methods.mixed import EXPERT, OWN, MixedTrainer, train_mixed
-from scalpel.methods.rollouts import Ask
+from scalpel.methods.mixed import MixedTrainer, entries
+from scalpel.methods.rollouts import EXPERT, OWN, Ask
 from scalpel.methods.token_losses import off_policy
 
 
@@ -42,6 +42,4 @@ class LUFFYTrainer(MixedTrainer):
     columns = MixedTrainer.columns | {"expert_advantage": "expert_advantage", "expert_accuracy": "expert_accuracy"}
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, LUFFYTrainer)
+train, trl_config = entries(LUFFYTrainer)

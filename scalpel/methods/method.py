@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from scalpel.config.training import MethodRecipe
+from scalpel.config.training import MethodRecipe, TrainSettings
 from scalpel.cost.amount import Amount
 
 
@@ -47,3 +47,12 @@ class Method:
     def accumulation(recipe, sequences_per_device: int, ranks: int) -> int:
         """Micro-batches of each rank in one optimizer step, as far as it is known before the rows are."""
         raise NotImplementedError
+
+    @staticmethod
+    def check(recipe, settings: TrainSettings) -> None:
+        """UserError when the recipe cannot be carried out by these settings."""
+
+    @staticmethod
+    def steps_fed(recipe, rows: int, epochs: int) -> int | None:
+        """Optimizer steps that an order of `epochs` times `rows` questions feeds; None when lengths decide."""
+        return None

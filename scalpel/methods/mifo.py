@@ -14,9 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.config.types import Fraction
-from scalpel.methods.method import Method
-from scalpel.methods.mixed_recipe import Weight, accumulation
-from scalpel.methods.relift import InterleavedRecipe, interleaved_work
+from scalpel.methods.mixed_recipe import Weight
+from scalpel.methods.relift import InterleavedMethod, InterleavedRecipe
 
 
 class MIFORecipe(InterleavedRecipe):
@@ -31,10 +30,7 @@ class MIFORecipe(InterleavedRecipe):
     sft_entropy_coefficient: Weight = 0.0
 
 
-class MIFO(Method):
+class MIFO(InterleavedMethod):
     name = "mifo"
     Recipe = MIFORecipe
-    samples = True
     trainer = "scalpel.methods.mifo_trainer"
-    work = staticmethod(interleaved_work)
-    accumulation = staticmethod(accumulation)

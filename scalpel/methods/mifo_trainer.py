@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from scalpel.errors import UserError
 from scalpel.methods.interleaved_trainer import InterleavedTrainer
-from scalpel.methods.mixed import train_mixed
+from scalpel.methods.mixed import entries
 from scalpel.methods.token_losses import highest, kept_of
 
 MOVED = "mifo-rank{rank}of{count}.safetensors"  # of a state: this rank's shards
@@ -107,6 +107,4 @@ def _like(parameter, local: torch.Tensor):
     )
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, MIFOTrainer)
+train, trl_config = entries(MIFOTrainer)

@@ -9,14 +9,18 @@ micro-batches hold. Normalisers: scalpel/methods/mixed_recipe.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from trl import GRPOConfig
 
+from scalpel.methods import METHODS
+from scalpel.methods.loop import TrainingRun
 from scalpel.methods.mixed_recipe import MixedRecipe, accumulation
-from scalpel.methods.rollouts import COLUMNS, EXPERT, OWN, Rollout, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import COLUMNS, EXPERT, Rollout, RolloutTrainer, arguments, train_rollouts
 from scalpel.methods.token_losses import is_clipped, kl_from, surrogate
 
 ALMOST_NOTHING = 1e-6  # added to standard deviations, as the forks do
@@ -91,15 +95,6 @@ class MixedTrainer(RolloutTrainer):
 
     def micro_batches_per_step(self) -> int:
         return accumulation(self.recipe, self.run.settings.sequences_per_device, self.ranks.count)
-
-    def batch_arguments(self) -> dict[str, int]:
-        """TRL compares these with each other and does nothing else with them."""
-        count = self.recipe.generations
-        return {
-            "per_device_train_batch_size": count,
-            "gradient_accumulation_steps": self.accumulation,
-            "num_generations": count,
-        }
 
     def portions(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """As equal as may be over ranks, then micro-batches; a blank row where there would be none."""
@@ -242,9 +237,23 @@ def parts(items: list, count: int) -> list[list]:
     return [items[start:end] for start, end in pairwise(bounds)]
 
 
-def train_mixed(run, trainer: type[MixedTrainer]) -> None:
-    """Carry out a run of a method made of MixedTrainer."""
-    train_rollouts(run, trainer, {"loss_type": "dr_grpo", "beta": run.recipe.beta})
+def config(recipe: MixedRecipe) -> dict[str, Any]:
+    """Of TRL's GRPOConfig. TRL compares the sizes with each other and does nothing else with them: a step's rows and
+    its loss are cut and taken here."""
+    sizes = dict.fromkeys(("per_device_train_batch_size", "num_generations"), recipe.generations)
+    return sizes | {"loss_type": "dr_grpo", "beta": recipe.beta}
 
 
-__all__ = ["BLANK", "EXPERT", "MIXED_COLUMNS", "OWN", "DemonstrationTrainer", "MixedTrainer", "parts", "train_mixed"]
+def entries(trainer: type[MixedTrainer]) -> tuple[Callable, Callable]:
+    """What a trainer module offers (scalpel/methods/run.py, scripts/show.py): `train` and `trl_config`."""
+
+    def train(run: TrainingRun) -> None:
+        METHODS[run.recipe.method].check(run.recipe, run.settings)
+        train_rollouts(run, trainer, config(run.recipe))
+
+    def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str, Any]]:
+        settings = run.settings
+        micro_batches = accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+        return GRPOConfig, arguments(run, steps, micro_batches, config(run.recipe), gpu)
+
+    return train, trl_config

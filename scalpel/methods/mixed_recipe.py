@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scalpel.config.types import Positive, Rate
+from scalpel.config.training import TrainSettings
+from scalpel.config.types import Positive, Rate, Tokens
 from scalpel.cost.amount import HALF, Amount, product
-from scalpel.methods.method import RowSizes, Work
-from scalpel.methods.rollout_recipe import RolloutRecipe
+from scalpel.errors import UserError
+from scalpel.methods.method import Method, RowSizes, Work
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_steps_fed
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Clip = Annotated[float, Field(ge=0, le=1000)]
@@ -47,7 +49,7 @@ class MixedRecipe(RolloutRecipe):
     generations: Annotated[int, Field(ge=2, le=10**5)] = 8
     updates: Annotated[int, Field(gt=0, le=1000)] = 2
     steps: Positive = 1000  # 500 batches of rollouts
-    max_completion_tokens: Positive = 8192
+    max_completion_tokens: Tokens = 8192
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     mask_truncated_completions: bool = False
     format_weight: float = 0.0
@@ -74,6 +76,26 @@ class MixedRecipe(RolloutRecipe):
 def accumulation(recipe: MixedRecipe, sequences_per_device: int, ranks: int) -> int:
     """Micro-batches of each rank in one optimizer step; ranks and micro-batches may hold unequal numbers of rows."""
     return ceil(ceil(recipe.most_sequences / ranks) / sequences_per_device)
+
+
+class MixedMethod(Method):
+    """A declaration's common part. Ranks may hold unequal numbers of rows."""
+
+    samples = True
+    accumulation = staticmethod(accumulation)
+    steps_fed = staticmethod(rollout_steps_fed)
+
+    @staticmethod
+    def check(recipe: MixedRecipe, settings: TrainSettings) -> None:
+        check_writers(recipe, settings)
+
+
+def check_second_optimizer(settings: TrainSettings, method: str) -> None:
+    """UserError under ZeRO-2, whose first optimizer owns gradients and parameters."""
+    if settings.engine == "zero2":
+        raise UserError(
+            f"train_settings: `engine: zero2` allows no second optimizer, which {method} needs; use fsdp or single."
+        )
 
 
 def trace_tokens(recipe: RolloutRecipe, rows: RowSizes) -> Amount:

@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from scalpel.config.types import Fraction, Positive, Whole
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, mixed_work
 
 
 class PrefixRFTRecipe(MixedRecipe):
@@ -38,12 +38,10 @@ class PrefixRFTRecipe(MixedRecipe):
         return self
 
 
-class PrefixRFT(Method):
+class PrefixRFT(MixedMethod):
     name = "prefix_rft"
     Recipe = PrefixRFTRecipe
-    samples = True
     trainer = "scalpel.methods.prefix_rft_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: PrefixRFTRecipe, rows: RowSizes) -> Work:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from scalpel.methods.decay import cosine
-from scalpel.methods.mixed import OWN, MixedTrainer, train_mixed
-from scalpel.methods.rollouts import MIXED, Ask
+from scalpel.methods.mixed import MixedTrainer, entries
+from scalpel.methods.rollouts import MIXED, OWN, Ask
 from scalpel.methods.token_losses import highest, surrogate
 
 HYBRID = 1  # tag of its random numbers
@@ -93,6 +93,4 @@ class PrefixRFTTrainer(MixedTrainer):
         return found | ({"prefix/accuracy": sum(right) / len(right)} if right else {})
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, PrefixRFTTrainer)
+train, trl_config = entries(PrefixRFTTrainer)

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.config.types import Fraction
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, Weight, mixed_work
 
 
 class REDRecipe(MixedRecipe):
@@ -35,12 +35,10 @@ class REDRecipe(MixedRecipe):
         return 1
 
 
-class RED(Method):
+class RED(MixedMethod):
     name = "red"
     Recipe = REDRecipe
-    samples = True
     trainer = "scalpel.methods.red_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: REDRecipe, rows: RowSizes) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from scalpel.methods.mixed import DemonstrationTrainer, train_mixed
+from scalpel.methods.mixed import DemonstrationTrainer, entries
 
 
 class REDTrainer(DemonstrationTrainer):
@@ -72,6 +72,4 @@ class REDTrainer(DemonstrationTrainer):
         self.entropies, self.changes = kept["entropies"], kept["changes"]
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, REDTrainer)
+train, trl_config = entries(REDTrainer)

@@ -9,10 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from scalpel.config.training import TrainSettings
 from scalpel.config.types import Positive, Rate
 from scalpel.cost.amount import product
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import MixedRecipe, Weight, accumulation, mixed_work, trace_tokens
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import (
+    MixedMethod,
+    MixedRecipe,
+    Weight,
+    check_second_optimizer,
+    mixed_work,
+    trace_tokens,
+)
 
 UPDATES = 138 / 500  # SFT updates for each batch of rollouts, as "SFT-then-RL" counted them (its appendix B)
 
@@ -40,10 +48,16 @@ def interleaved_work(recipe: InterleavedRecipe, rows: RowSizes) -> Work:
     return Work(work.trained + traces, work.written, work.scored)
 
 
-class ReLIFT(Method):
+class InterleavedMethod(MixedMethod):
+    work = staticmethod(interleaved_work)
+
+    @staticmethod
+    def check(recipe: InterleavedRecipe, settings: TrainSettings) -> None:
+        MixedMethod.check(recipe, settings)
+        check_second_optimizer(settings, recipe.method)
+
+
+class ReLIFT(InterleavedMethod):
     name = "relift"
     Recipe = ReLIFTRecipe
-    samples = True
     trainer = "scalpel.methods.relift_trainer"
-    work = staticmethod(interleaved_work)
-    accumulation = staticmethod(accumulation)

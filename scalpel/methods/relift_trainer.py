@@ -6,7 +6,7 @@ Policy terms are -r A without a clip of the ratio.
 from __future__ import annotations
 
 from scalpel.methods.interleaved_trainer import InterleavedTrainer
-from scalpel.methods.mixed import train_mixed
+from scalpel.methods.mixed import entries
 
 
 class ReLIFTTrainer(InterleavedTrainer):
@@ -14,6 +14,4 @@ class ReLIFTTrainer(InterleavedTrainer):
         return all(rollout.rewards["accuracy"] == 0.0 for rollout in group)
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, ReLIFTTrainer)
+train, trl_config = entries(ReLIFTTrainer)

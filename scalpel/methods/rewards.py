@@ -1,20 +1,16 @@
-"""Verifiable rewards: accuracy by math-verify, format by the system prompt's tags (paper appendix B.2)."""
+"""Verifiable rewards: accuracy and format (paper appendix B.2), by the recipe's answer_rule (scalpel/grading)."""
 
 from __future__ import annotations
 
-import re
-
-from scalpel.data.answers import Grader
-
-FORMAT = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>", re.DOTALL)
+from scalpel.grading.grader import Grader
 
 
 def accuracy(grader: Grader, gold: list[str], completions: list[str]) -> list[float | None]:
-    """1.0 for a right answer, 0.0 for a wrong one, None where the gold answer cannot be parsed."""
+    """1.0 for a right answer, 0.0 for a wrong one, None where the gold answer cannot be read."""
     verdicts = grader.grade_many(list(zip(gold, completions, strict=True)))
     return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
-def well_formed(completions: list[str]) -> list[float]:
+def well_formed(grader: Grader, completions: list[str]) -> list[float]:
     """1.0 when the whole completion is <think>...</think> then <answer>...</answer>, each tag on its own line."""
-    return [float(FORMAT.fullmatch(completion) is not None) for completion in completions]
+    return [float(verdict) for verdict in grader.form_many(completions)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Fraction, Positive
+from scalpel.config.training import MethodRecipe, TrainSettings
+from scalpel.config.types import Fraction, Positive, Tokens, later
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.errors import UserError
 from scalpel.methods.method import RowSizes, Work
@@ -24,15 +25,21 @@ class RolloutRecipe(MethodRecipe):
     questions_per_step: Annotated[int, Field(gt=0, le=10**6)] = 4
     generations: Annotated[int, Field(ge=2, le=10**5)] = 28
     steps: Positive = 571
-    max_completion_tokens: Positive = 1500
+    max_completion_tokens: Tokens = 1500
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.6
     top_p: Fraction = 1.0
+    top_k: Annotated[int, Field(gt=0, le=10**6)] | None = later(None, as_before=None)  # None: every token
+    # Given as a message of its own in front of every question; None: the template's. The authors' GRPO gave the
+    # template's text so, and their template then writes a line break that it leaves out without one.
+    system_message: str | None = later(None, as_before=None)
+    max_prompt_tokens: Tokens | None = later(None, as_before=None)  # of a longer prompt the last ones; None: all
     inference: Literal["transformers", "vllm"] = "transformers"  # who writes the completions
     updates: Annotated[int, Field(gt=0, le=1000)] = 1
     iterations: Annotated[int, Field(gt=0, le=1000)] = 1
     mask_truncated_completions: bool = True
     disable_dropout: bool = True
     accuracy_weight: float = 1.0
+    answer_rule: Literal["strict", "authors"] = later("strict", as_before="strict")  # scalpel/grading/judge.py
     format_weight: float = 0.2  # the paper's text: 0.2 in section 3.1, 0.1 in appendix B.2; the code 0.2
 
 
@@ -53,10 +60,35 @@ def micro_batch_size(recipe: RolloutRecipe, sequences_per_device: int, ranks: in
             f"{recipe.questions_per_step} questions x {recipe.generations} completions a step do not divide by "
             f"{ranks} ranks; change train_settings.ranks, generations or questions_per_step."
         )
-    return max(size for size in range(1, min(total, sequences_per_device) + 1) if total % size == 0)
+    most = min(total, sequences_per_device)
+    divisors = [d for n in range(1, math.isqrt(total) + 1) if total % n == 0 for d in (n, total // n)]
+    return max(d for d in divisors if d <= most)
 
 
 def rollout_accumulation(recipe: RolloutRecipe, sequences_per_device: int, ranks: int) -> int:
     """Micro-batches of each rank in one optimizer step."""
     sequences = recipe.questions_per_step * recipe.generations
     return sequences // (micro_batch_size(recipe, sequences_per_device, ranks) * ranks)
+
+
+def check_writers(recipe: RolloutRecipe, settings: TrainSettings) -> None:
+    """UserError when nobody could write the completions."""
+    if settings.engine == "fsdp" and not settings.server:
+        raise UserError(
+            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
+            "or use zero2."
+        )
+    if recipe.inference == "vllm" and not settings.server:
+        raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+
+
+def check_rollouts(recipe: RolloutRecipe, settings: TrainSettings) -> None:
+    """UserError when nobody could write the completions, or the ranks cannot share them equally."""
+    check_writers(recipe, settings)
+    micro_batch_size(recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+
+
+def rollout_steps_fed(recipe: RolloutRecipe, rows: int, epochs: int) -> int:
+    """Optimizer steps that an order of `epochs` times `rows` questions feeds."""
+    batches = rows * epochs // (recipe.questions_per_step * recipe.updates)
+    return batches * recipe.updates * recipe.iterations

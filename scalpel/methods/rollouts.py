@@ -35,8 +35,8 @@ from trl.trainer.utils import pad
 
 from scalpel.artifact.files import STATE
 from scalpel.chat import load_tokenizer, opening, token_ids
-from scalpel.data.answers import Grader
 from scalpel.errors import UserError
+from scalpel.grading.grader import Grader
 from scalpel.inference.remote import Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.transformers_engine import TransformersEngine
@@ -55,7 +55,7 @@ from scalpel.methods.loop import (
     write_log,
 )
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import RolloutRecipe, micro_batch_size, rollout_accumulation
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
@@ -185,16 +185,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=[_unused],  # TRL wants one; rewards are given in `score`
-            args=GRPOConfig(
-                **common_arguments(run, recipe.steps),
-                **self.batch_arguments(),
-                max_completion_length=recipe.max_completion_tokens,
-                temperature=recipe.temperature,
-                top_p=recipe.top_p,
-                disable_dropout=recipe.disable_dropout,
-                use_vllm=False,
-                **config,
-            ),
+            args=GRPOConfig(**arguments(run, recipe.steps, self.accumulation, config)),
             train_dataset=Dataset.from_dict({"prompt": [""]}),  # what is asked stands in `steps`
             processing_class=tokenizer,
             callbacks=[saving],
@@ -232,16 +223,6 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """Of each rank, in every optimizer step."""
         return rollout_accumulation(self.recipe, self.run.settings.sequences_per_device, self.ranks.count)
 
-    def batch_arguments(self) -> dict[str, int]:
-        """Arguments of GRPOConfig about batches."""
-        return {
-            "per_device_train_batch_size": micro_batch_size(
-                self.recipe, self.run.settings.sequences_per_device, self.ranks.count
-            ),
-            "gradient_accumulation_steps": self.accumulation,
-            "num_generations": self.recipe.generations,
-        }
-
     def portions(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
         """What each of this rank's micro-batches holds: equal parts, as TRL's losses take it for granted."""
         mine, count = self.ranks.share(rollouts), self.accumulation
@@ -265,7 +246,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             Request(prompt + ask.prefix, (self.run.seed, ask.position, *ask.tag), ask.samples, self.room(ask.prefix))
             for ask, prompt in zip(asks, prompts, strict=True)
         ]
-        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p}
+        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
         if self.servers:
             weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
             version = self.state.global_step
@@ -292,15 +273,18 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         return Rollout(row, position, sample, self.prompt(row), cut, len(cut) == len(ids), EXPERT, len(cut))
 
     def prompt(self, row: int) -> list[int]:
-        """Token ids of a question's prompt."""
+        """Token ids of a question's prompt, the last ones of one that is longer than the recipe allows."""
         if row not in self.prompts:
-            self.prompts[row] = token_ids(self.processing_class, self.rows[row]["problem"])
+            self.prompts[row] = self.rendered(self.rows[row]["problem"])[-(self.recipe.max_prompt_tokens or 0) :]
         return self.prompts[row]
 
     def trace(self, row: int) -> list[int]:
         """Token ids of a question's trace after its prompt, EOS included."""
         item = self.rows[row]
-        return token_ids(self.processing_class, item["problem"], item["trace"])[len(self.prompt(row)) :]
+        return self.rendered(item["problem"], item["trace"])[len(self.rendered(item["problem"])) :]
+
+    def rendered(self, question: str, response: str | None = None) -> list[int]:
+        return token_ids(self.processing_class, question, response, self.recipe.system_message)
 
     def room(self, prefix: list[int]) -> int:
         return self.recipe.max_completion_tokens - len(prefix)
@@ -313,7 +297,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         mine = self.ranks.share(rollouts)
         texts = self.texts(mine)
         right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
-        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(texts), strict=True)))
+        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(self.grader, texts), strict=True)))
         for rollout, (accuracy, form) in zip(rollouts, scores, strict=True):
             rollout.rewards = {"accuracy": accuracy, "format": form}
 
@@ -321,8 +305,17 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """What is graded: the completion, with the tag that the template itself opens the turn with."""
         if not rollouts:
             return []
-        decoded = self.processing_class.batch_decode([r.ids for r in rollouts], skip_special_tokens=True)
+        decoded = self.processing_class.batch_decode([self.said(r) for r in rollouts], skip_special_tokens=False)
         return [self.opening + text for text in decoded]
+
+    def said(self, rollout: Rollout) -> list[int]:
+        """A rollout's token ids up to the one that ended it. Special tokens within stay, so that they are seen."""
+        if not rollout.ended:
+            return rollout.ids
+        end = self.processing_class.eos_token_id
+        if rollout.origin == EXPERT and end in rollout.ids:  # some templates write a line break after it
+            return rollout.ids[: len(rollout.ids) - 1 - rollout.ids[::-1].index(end)]
+        return rollout.ids[:-1]
 
     def total_rewards(self, groups: list[list[Rollout]]) -> list[torch.Tensor]:
         """Weighted sums of each group's rewards, float32; NaN where none of them could be given."""
@@ -495,6 +488,33 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             self.batch[int(number)].micro_batches[int(place)][what] = tensor
 
 
+def arguments(
+    run: TrainingRun, steps: int, accumulation: int, config: dict[str, Any], gpu: bool | None = None
+) -> dict[str, Any]:
+    """Of TRL's GRPOConfig. config: the method's own; gpu: as in `common_arguments`."""
+    recipe, settings = run.recipe, run.settings
+    sequences = recipe.questions_per_step * recipe.generations
+    return common_arguments(run, steps, gpu) | {
+        "per_device_train_batch_size": sequences // (accumulation * settings.ranks * settings.nodes),
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": recipe.generations,
+        "max_completion_length": recipe.max_completion_tokens,
+        "temperature": recipe.temperature,
+        "top_p": recipe.top_p,
+        "top_k": recipe.top_k or 0,
+        "disable_dropout": recipe.disable_dropout,
+        "use_vllm": False,  # completions are written by scalpel/inference
+        **config,
+    }
+
+
+def trl_rollout_config(run: TrainingRun, steps: int, config: dict[str, Any], gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments. config: the method's own."""
+    settings = run.settings
+    accumulation = rollout_accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+    return GRPOConfig, arguments(run, steps, accumulation, config, gpu)
+
+
 def _unused(*_args, **_kwargs):
     raise AssertionError("rewards are given in RolloutTrainer.score")
 
@@ -505,10 +525,13 @@ def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
     return by_count(questions.ordered, recipe.questions_per_step, batches * recipe.updates)
 
 
-def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe, more: int = 0) -> None:
-    """UserError when the longest prompt, `more` tokens longer, and completion exceed the model's positions."""
+def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
+    """UserError when the longest prompt and completion exceed the model's positions."""
     room = getattr(model.config, "max_position_embeddings", None)
-    longest = max(rows[row]["prompt_tokens"] for step in steps for row in step) + more
+    longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
+    if recipe.system_message is not None:  # at most so much is added
+        longest += len(tokenizer(recipe.system_message, add_special_tokens=False)["input_ids"])
+    longest = min(longest, recipe.max_prompt_tokens or longest)
     if room and longest + recipe.max_completion_tokens > room:
         raise UserError(
             f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
@@ -519,13 +542,7 @@ def check_room(model, rows: dict[int, dict], steps: list[list[int]], recipe: Rol
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any]) -> None:
     """Carry out a run of a method that learns from rollouts."""
     recipe, settings = run.recipe, run.settings
-    if settings.engine == "fsdp" and not settings.server:
-        raise UserError(
-            "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
-            "or use zero2."
-        )
-    if recipe.inference == "vllm" and not settings.server:
-        raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+    check_writers(recipe, settings)
     make_deterministic(run.seed, settings.threads)
     questions = read_questions(run.kept, run.order)
     steps = schedule(recipe, questions)
@@ -534,10 +551,10 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     tokenizer.padding_side = "left"
     model = load_model(run.start, training_dtype(recipe, settings))
     freeze(model, run.trainable)
-    check_room(model, questions.rows, steps, recipe)
+    check_room(model, tokenizer, questions.rows, steps, recipe)
     journals = Journals.of(run.out)
     saving = Saving(run, saved_at, list(journals))
-    with Grader() as grader:
+    with Grader(recipe.answer_rule) as grader:
         made = trainer(run, questions, steps, model, tokenizer, grader, journals, saving, config)
         log = carry_out(made, saving, run, made.columns)
     if log is not None:

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from scalpel.config.types import Fraction, Whole
 from scalpel.cost.amount import product
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, mixed_work
 
 
 class SASRRecipe(MixedRecipe):
@@ -28,12 +28,10 @@ class SASRRecipe(MixedRecipe):
     chance: Fraction | None = None  # of SFT after the warm-up; None: it follows the gradient norms
 
 
-class SASR(Method):
+class SASR(MixedMethod):
     name = "sasr"
     Recipe = SASRRecipe
-    samples = True
     trainer = "scalpel.methods.sasr_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: SASRRecipe, rows: RowSizes) -> Work:

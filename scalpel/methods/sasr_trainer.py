@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalpel.methods.mixed import DemonstrationTrainer, train_mixed
+from scalpel.methods.mixed import DemonstrationTrainer, entries
 
 COIN = 2  # tag of its random numbers
 
@@ -59,6 +59,4 @@ class SASRTrainer(DemonstrationTrainer):
         self.sft, (self.warmup_norm, self.last_norm) = kept["sft"], kept["norms"]
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, SASRTrainer)
+train, trl_config = entries(SASRTrainer)

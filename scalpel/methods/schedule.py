@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,31 +46,43 @@ def by_count(ordered: np.ndarray, size: int, steps: int | None) -> list[list[int
 
     With `steps` there are so many whole ones; without, the last step takes what is left.
     """
-    ranges = [(start, min(start + size, len(ordered))) for start in range(0, len(ordered), size)]
-    if steps is not None and ranges and ranges[-1][1] - ranges[-1][0] < size:
-        ranges.pop()
-    return _rows(ordered, ranges, steps)
+    return _steps(ordered, dict.fromkeys(ordered.tolist(), 1), size, steps)
 
 
 def by_tokens(ordered: np.ndarray, lengths: list[int], budget: int, steps: int | None) -> list[list[int]]:
     """Rows of each step: consecutive ones whose tokens first reach `budget`. `lengths`: tokens of each ordered row."""
-    ranges, start, total = [], 0, 0
-    for index, length in enumerate(lengths):
-        total += length
-        if total >= budget:
-            ranges.append((start, index + 1))
-            start, total = index + 1, 0
-    if steps is None and start < len(ordered):
-        ranges.append((start, len(ordered)))
-    return _rows(ordered, ranges, steps)
+    return _steps(ordered, dict(zip(ordered.tolist(), lengths, strict=True)), budget, steps)
 
 
-def _rows(ordered: np.ndarray, ranges: list[tuple[int, int]], steps: int | None) -> list[list[int]]:
-    if steps is not None and len(ranges) < steps:
+def _steps(ordered: np.ndarray, weights: dict[int, int], enough: int, steps: int | None) -> list[list[int]]:
+    """Rows of each step: in order, until their weights reach `enough`; with `steps`, so many whole ones.
+
+    A step that goes across the end of an epoch may meet a row that it holds already: that one is put off to the next
+    step, so that no step holds a row twice unless it is larger than an epoch.
+    """
+    left, found = deque(ordered.tolist()), []
+    while left and (steps is None or len(found) < steps):
+        rows, held, put_off, total = [], set(), deque(), 0
+        while total < enough and (left or put_off):
+            again = len(held) == len(weights)  # every row is in the step: it begins over
+            if put_off and (again or not left):
+                row = put_off.popleft()
+            else:
+                row = left.popleft()
+                if row in held and not again:
+                    put_off.append(row)
+                    continue
+            rows.append(row)
+            held.add(row)
+            total += weights[row]
+        left.extendleft(reversed(put_off))
+        if total >= enough or steps is None:
+            found.append(rows)
+    if steps is not None and len(found) < steps:
         raise UserError(
-            f"the question order feeds {len(ranges)} steps, not {steps}; raise the scale's `epochs` or lower `steps`."
+            f"the question order feeds {len(found)} steps, not {steps}; raise the scale's `epochs` or lower `steps`."
         )
-    return [ordered[start:end].tolist() for start, end in ranges[:steps]]
+    return found
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Positive
+from scalpel.config.types import Positive, Tokens
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.methods.method import Method, RowSizes, Work
 
@@ -23,7 +23,7 @@ class SFTRecipe(MethodRecipe):
     tokens_per_step: Positive = 168_000
     epochs: Annotated[int, Field(gt=0, le=10**4)] | None = None  # exactly one of epochs and steps
     steps: Positive | None = None
-    max_tokens: Positive = 4096
+    max_tokens: Tokens = 4096
     loss_on: Literal["all", "completion"] = "all"
 
     @model_validator(mode="after")
@@ -59,3 +59,12 @@ class SFT(Method):
             "sequences": recipe.sequences_per_step, "questions": recipe.questions_per_step, "tokens": by_tokens,
         }[recipe.matching]  # fmt: skip
         return max(1, -(-sequences // (sequences_per_device * ranks)))
+
+    @staticmethod
+    def steps_fed(recipe: SFTRecipe, rows: int, epochs: int) -> int | None:
+        sizes = {"sequences": recipe.sequences_per_step, "questions": recipe.questions_per_step}
+        if recipe.matching not in sizes:
+            return None
+        if recipe.epochs is None:
+            return rows * epochs // sizes[recipe.matching]
+        return -(-rows * min(epochs, recipe.epochs) // sizes[recipe.matching])  # the last step takes what is left

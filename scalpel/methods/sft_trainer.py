@@ -6,6 +6,8 @@ assistant's and its EOS.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset
 from trl import SFTConfig
@@ -27,7 +29,7 @@ from scalpel.methods.loop import (
 )
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.schedule import Questions, by_count, by_tokens, checkpoint_steps, read_questions
-from scalpel.methods.sft import SFTRecipe
+from scalpel.methods.sft import SFT, SFTRecipe
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
 
@@ -65,6 +67,24 @@ def tokenized(tokenizer, rows: dict[int, dict], used: list[int], recipe: SFTReci
     return Dataset.from_dict({"row": used, "input_ids": ids, "trained_from": trained_from})
 
 
+def arguments(run: TrainingRun, steps: int, accumulation: int, gpu: bool | None = None) -> dict[str, Any]:
+    """Of TRL's SFTConfig. gpu: as in `common_arguments`."""
+    return common_arguments(run, steps, gpu) | {
+        "per_device_train_batch_size": run.settings.sequences_per_device,
+        "gradient_accumulation_steps": accumulation,
+        "max_length": None,  # rows over the cap were refused: nothing is cut
+        "packing": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+
+
+def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str, Any]]:
+    """TRL's class and its arguments, as far as they are known before the rows are."""
+    settings = run.settings
+    accumulation = SFT.accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
+    return SFTConfig, arguments(run, steps, accumulation, gpu)
+
+
 def train(run: TrainingRun) -> None:
     """Carry out one run (scalpel/methods/run.py)."""
     recipe, settings, ranks = run.recipe, run.settings, Ranks.here()
@@ -86,14 +106,7 @@ def train(run: TrainingRun) -> None:
     saving = Saving(run, saved_at, [journal])
     trainer = LikelihoodTrainer(
         model=model,
-        args=SFTConfig(
-            **common_arguments(run, len(steps)),
-            per_device_train_batch_size=settings.sequences_per_device,
-            gradient_accumulation_steps=accumulation,
-            max_length=None,  # rows over the cap were refused: nothing is cut
-            packing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
+        args=SFTConfig(**arguments(run, len(steps), accumulation)),
         train_dataset=tokenized(tokenizer, rows, list(dict.fromkeys(places)), recipe),
         processing_class=tokenizer,
         callbacks=[saving],

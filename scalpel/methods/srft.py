@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import MixedMethod, MixedRecipe, Weight, mixed_work
 
 Exponent = Annotated[float, Field(ge=-10, le=10)]
 
@@ -31,12 +31,10 @@ class SRFTRecipe(MixedRecipe):
     gamma: Annotated[float, Field(gt=0, le=100)] = 0.1
 
 
-class SRFT(Method):
+class SRFT(MixedMethod):
     name = "srft"
     Recipe = SRFTRecipe
-    samples = True
     trainer = "scalpel.methods.srft_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: SRFTRecipe, rows: RowSizes) -> Work:

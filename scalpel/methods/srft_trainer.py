@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 
 from scalpel.methods.luffy_trainer import LUFFYTrainer
-from scalpel.methods.mixed import EXPERT, MixedTrainer, train_mixed
-from scalpel.methods.rollouts import Ask
+from scalpel.methods.mixed import MixedTrainer, entries
+from scalpel.methods.rollouts import EXPERT, Ask
 
 
 class SRFTTrainer(LUFFYTrainer):
@@ -60,6 +60,4 @@ class SRFTTrainer(LUFFYTrainer):
         return weight
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, SRFTTrainer)
+train, trl_config = entries(SRFTTrainer)

@@ -65,20 +65,6 @@ def digests(directory: Path, names: list[str]) -> dict[str, dict[str, Any]]:
         return dict(zip(names, pool.map(lambda name: file_digest(directory / name), names), strict=True))
 
 
-def to_disk(paths: list[Path]) -> None:
-    """Make sure that files, and the directories that name them, are on the disk before anything says so."""
-
-    def sync(path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(sync, [*paths, *dict.fromkeys(path.parent for path in paths)]))
-
-
 class Journal:
     """Rows that belong to steps (questions asked, rollouts), on disk at once and cut back on resumption."""
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, Weight, mixed_work
 
 
 class SuperRLRecipe(MixedRecipe):
@@ -17,12 +17,10 @@ class SuperRLRecipe(MixedRecipe):
     sft_weight: Weight = 1.0
 
 
-class SuperRL(Method):
+class SuperRL(MixedMethod):
     name = "superrl"
     Recipe = SuperRLRecipe
-    samples = True
     trainer = "scalpel.methods.superrl_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: SuperRLRecipe, rows: RowSizes) -> Work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalpel.methods.gated_trainer import GatedTrainer
-from scalpel.methods.mixed import train_mixed
+from scalpel.methods.mixed import entries
 
 
 class SuperRLTrainer(GatedTrainer):
@@ -12,6 +12,4 @@ class SuperRLTrainer(GatedTrainer):
         return not bool((rewards > 0).any())  # what cannot be graded earns none
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, SuperRLTrainer)
+train, trl_config = entries(SuperRLTrainer)

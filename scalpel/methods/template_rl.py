@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from scalpel.config.types import Recipe, Whole
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, mixed_work
 
 
 class Template(Recipe):
@@ -43,12 +43,10 @@ class TemplateRLRecipe(MixedRecipe):
         return self
 
 
-class TemplateRL(Method):
+class TemplateRL(MixedMethod):
     name = "template_rl"
     Recipe = TemplateRLRecipe
-    samples = True
     trainer = "scalpel.methods.template_rl_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: TemplateRLRecipe, rows: RowSizes) -> Work:

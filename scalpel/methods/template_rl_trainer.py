@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from scalpel.chat import token_ids
-from scalpel.methods.mixed import MixedTrainer, train_mixed
+from scalpel.methods.mixed import MixedTrainer, entries
 from scalpel.methods.rollouts import Ask
 from scalpel.methods.template_rl import Template
 
@@ -61,6 +61,4 @@ class TemplateRLTrainer(MixedTrainer):
         return found | {"template/distance": sum(away) / len(away), "template/tokens": sum(more) / len(more)}
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, TemplateRLTrainer)
+train, trl_config = entries(TemplateRLTrainer)

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalpel.config.types import Fraction, Positive
-from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.mixed_recipe import Clip, MixedRecipe, Weight, accumulation, mixed_work
+from scalpel.methods.method import RowSizes, Work
+from scalpel.methods.mixed_recipe import Clip, MixedMethod, MixedRecipe, Weight, mixed_work
 
 
 class UFTRecipe(MixedRecipe):
@@ -32,12 +32,10 @@ class UFTRecipe(MixedRecipe):
     sft_weight: Weight = 0.001  # of the mean -log p of the hints' tokens
 
 
-class UFT(Method):
+class UFT(MixedMethod):
     name = "uft"
     Recipe = UFTRecipe
-    samples = True
     trainer = "scalpel.methods.uft_trainer"
-    accumulation = staticmethod(accumulation)
 
     @staticmethod
     def work(recipe: UFTRecipe, rows: RowSizes) -> Work:

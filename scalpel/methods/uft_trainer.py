@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from scalpel.methods.decay import cosine
-from scalpel.methods.mixed import MixedTrainer, train_mixed
+from scalpel.methods.mixed import MixedTrainer, entries
 from scalpel.methods.rollouts import Ask
 
 
@@ -57,6 +57,4 @@ class UFTTrainer(MixedTrainer):
         return super().metrics(groups) | found | {"uft/share": sum(n / whole for n, whole in hints) / len(hints)}
 
 
-def train(run) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
-    train_mixed(run, UFTTrainer)
+train, trl_config = entries(UFTTrainer)

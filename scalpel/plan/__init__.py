@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from scalpel import claims, exhibits
-from scalpel.artifact.files import MANIFEST, RECIPE, read_json, write_atomically
+from scalpel.artifact.disk import disk_errors
+from scalpel.artifact.files import MANIFEST, RECIPE, RESULTS, read_json, sweep, write_atomically
+from scalpel.artifact.lease import clear_remains
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.config.load import nearest, read_yaml, record_config
 from scalpel.config.scale import StageResources
 from scalpel.config.study import Config, RunSpec
 from scalpel.errors import UserError
+from scalpel.exhibits import record
 from scalpel.plan.materials import Materials
 from scalpel.plan.model import Drawing, Entry, Run
 from scalpel.plan.runs import Runs
@@ -52,7 +56,10 @@ class Plan:
         looks = {run: look.model_dump(mode="json") for run, look in config.looks.items()}
         for name, raw in config.exhibits.items():
             where = f"{study}.yaml: exhibits.{name}"
-            kind = exhibits.find(raw.get("kind", name), self.root, where)
+            kind = raw.get("kind", name)
+            if not isinstance(kind, str):
+                raise UserError(f"{where}: kind: {kind!r} is no name of an exhibit; give a kind or the path of a file.")
+            kind = exhibits.find(kind, self.root, where)
             options = kind.options({key: value for key, value in raw.items() if key != "kind"}, where)
             entries = self._chosen(study, kind.reads, options.runs, where)
             shown = list(dict.fromkeys(entry.run for entry in entries))
@@ -80,7 +87,8 @@ class Plan:
             "code": exhibits.report_code(),
         }
         page = (f"results/report/{study}/index.html",)
-        self.drawings[study, REPORT] = Drawing(study, REPORT, recipe, tuple(self.entries[study]), page)
+        shown = tuple(drawings.values())
+        self.drawings[study, REPORT] = Drawing(study, REPORT, recipe, tuple(self.entries[study]), page, shown)
 
     def _chosen(self, study: str, reads: tuple[str, ...], runs: tuple[str, ...], where: str) -> tuple[Entry, ...]:
         """Entries of the stages an exhibit reads, of the runs it names or, when it names none, of all."""
@@ -146,39 +154,70 @@ class Plan:
         return settings.nodes + (settings.server.nodes if settings.server and stage == "train" else 0)
 
     def targets(self, study: str) -> list[str]:
-        """The first file of everything that is shown of a study; the others are made with it."""
-        return [drawing.files[0] for (owner, _), drawing in self.drawings.items() if owner == study]
+        """All files that show something of a study."""
+        return [file for (owner, _), drawing in self.drawings.items() if owner == study for file in drawing.outputs]
+
+    def is_current(self, drawing: Drawing) -> bool:
+        """Whether what is shown is this drawing, of the results that lie there; read from the exhibit itself."""
+        return record.is_current(drawing, self.root) and all(self.is_current(other) for other in drawing.exhibits)
 
     def names(self, folder: str) -> list[str]:
         """Names of the exhibits of all studies whose files lie in results/<folder>; a stand-in if there are none."""
         return sorted({name for (_, name), d in self.drawings.items() if d.folder == folder}) or ["none"]
 
-    def shown(self, study: str) -> list[str]:
-        """`targets` without the report."""
-        return [file for file in self.targets(study) if not file.startswith(f"results/{REPORT}/")]
+    def refuse_unknown(self, words: list[str]) -> None:
+        """UserError for a word of a command line that is a file of results/ and that nothing here makes."""
+        made = [step.manifest for step in self.steps.values()]
+        made += [file for drawing in self.drawings.values() for file in drawing.outputs]
+        folders = {file.split("/")[1] for file in made}
+        for word in words:
+            parts = word.removeprefix("./").split("/")
+            asked = parts[0] == "results" and len(parts) > 2 and parts[1] in folders
+            if asked and "/".join(parts) not in made and not (self.root / word).with_name(RECIPE).is_file():
+                same = [file for file in made if file.split("/")[1] == parts[1]]
+                raise UserError(f"{word} is no result of this plan{nearest('/'.join(parts), same)}.")
 
     def missing(self) -> list[Step]:
         """Steps without a manifest."""
         return [step for step in self.steps.values() if not step.finished(self.root)]
 
+    def wanted(self) -> set[str]:
+        """Digests of the missing steps that Snakemake makes by itself: for exhibits that are not current."""
+        found: set[str] = set()
+        needed = [step for drawing in self.drawings.values() if not self.is_current(drawing) for step in drawing.steps]
+        while needed:
+            step = needed.pop()
+            if step.digest not in found and not step.finished(self.root):
+                found.add(step.digest)
+                needed += [*step.inputs.values(), *step.gates.values()]
+        return found
+
     def record(self) -> Path:
         """Write the config and the recipe of every step and drawing, so that a queued job outlives an edited config.
 
-        Returns the recorded config's path (scalpel.config.load.recorded_config reads it).
+        What killed processes left of their own is removed. Returns the recorded config's path
+        (scalpel.config.load.recorded_config reads it); UserError when results/ cannot be written.
         """
-        text = record_config(self.config)
-        recorded = self.root / f"results/configs/{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-        if not recorded.exists():
-            recorded.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(recorded, text + "\n")
-        for step in self.steps.values():
-            record_recipe(step, self.root)
-        for drawing in self.drawings.values():
-            path = self.root / drawing.draft_path
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, json.dumps(drawing.record(), indent=1, ensure_ascii=False) + "\n")
-        return recorded.resolve()
+        results = self.root / RESULTS
+        config = record_config(self.config)
+        recorded = results / f"configs/{hashlib.sha256(config.encode()).hexdigest()[:12]}.json"
+        with disk_errors(results):
+            if not recorded.exists():
+                recorded.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(recorded, config + "\n")
+            for step in self.steps.values():
+                record_recipe(step, self.root)
+                clear_remains(self.root / step.directory)
+            for drawing in self.drawings.values():
+                path = self.root / drawing.recipe_path
+                text = json.dumps(drawing.record(), indent=1, ensure_ascii=False) + "\n"
+                if not path.exists() or path.read_text() != text:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(path, text)
+                for folder in (path.parent, (self.root / drawing.record_path).parent):
+                    sweep(folder)
+            sweep(recorded.parent)
+        return Path(os.path.abspath(recorded))
 
 
 def _described(spec: RunSpec) -> dict:

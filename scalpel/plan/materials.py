@@ -17,6 +17,8 @@ from scalpel.evaluation import lm_eval_files
 from scalpel.plan.steps import Steps
 from scalpel.remembered import file_digest
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")  # one of them at least
+
 
 class Materials:
     """Steps of a scale's models, question sets and datasets, by their names in it."""
@@ -43,7 +45,11 @@ class Materials:
         assert isinstance(source, LocalModel)
         if not source.path.is_dir():
             raise UserError(f"models.{model}.path: {source.path} is not a directory; point it at a saved model.")
-        files = {path.name: file_digest(path) for path in given.model_files(source.path)}
+        files = {path.name: file_digest(path) for path in given.model_files(source.path, f"models.{model}.path")}
+        if not any((source.path / name).is_file() for name in TOKENIZERS):
+            raise UserError(
+                f"models.{model}.path: {source.path} holds no tokenizer ({', '.join(TOKENIZERS)}); save it there, too."
+            )
         settings = {"path": str(source.path.resolve())}
         return self.steps.add("base", model, {"kind": "local", "files": files} | form, {}, settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from scalpel.artifact.identity import digest_of
@@ -78,6 +79,7 @@ class Drawing:
     recipe: dict
     entries: tuple[Entry, ...]
     files: tuple[str, ...]  # that it writes, below the working directory
+    exhibits: tuple[Drawing, ...] = ()  # that a report shows
 
     @property
     def digest(self) -> str:
@@ -92,18 +94,28 @@ class Drawing:
 
     @property
     def recipe_path(self) -> str:
-        """Its recipe file: there while, and only while, the files show this very content."""
-        return f"results/{self.folder}/{self.study}/recipes/{self.name}-{self.digest}.json"
-
-    @property
-    def draft_path(self) -> str:
-        """Where the recipe is written when a run starts; the rule `describe` copies it from there."""
+        """Its recipe, written when a run starts: the argument of the program that draws it."""
         return f"results/configs/exhibits/{self.study}.{self.name}-{self.digest}.json"
 
     @property
-    def manifests(self) -> list[str]:
-        steps = {step.digest: step for entry in self.entries for step in (entry.step, *entry.chain)}
-        return [step.manifest for step in steps.values()]
+    def record_path(self) -> str:
+        """The .json beside the files that says what they show (scalpel/exhibits/record.py); written last."""
+        return str(PurePosixPath(self.files[0]).with_suffix(".json"))
+
+    @property
+    def outputs(self) -> list[str]:
+        """All that its program writes."""
+        return [*self.files, self.record_path]
+
+    @property
+    def steps(self) -> list[Step]:
+        """The results it shows, each once."""
+        return list({step.digest: step for entry in self.entries for step in (entry.step, *entry.chain)}.values())
+
+    @property
+    def inputs(self) -> list[str]:
+        """Files that must be there before it is drawn."""
+        return [*(step.manifest for step in self.steps), *(file for other in self.exhibits for file in other.outputs)]
 
     def record(self) -> dict:
         return {
@@ -113,4 +125,6 @@ class Drawing:
             "recipe": self.recipe,
             "entries": [entry.record() for entry in self.entries],
             "files": self.files,
+            "record": self.record_path,
+            "shows": [*(step.directory for step in self.steps), *(other.record_path for other in self.exhibits)],
         }

@@ -12,7 +12,7 @@ from scalpel.config.data import OrderRecipe
 from scalpel.config.load import nearest
 from scalpel.config.models import HubCheckpoints, LocalCheckpoints
 from scalpel.config.study import Config, RunSpec, Study
-from scalpel.config.types import BASE
+from scalpel.config.types import BASE, TRACES
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 from scalpel.plan.materials import Materials
@@ -68,8 +68,10 @@ class Runs:
         else:
             base, model = start.base, self._model_of(start)
         data = self.materials.data(spec.dataset or setting.dataset, model, setting.guard)
-        answers = self._answers(study, spec, seed, base, data, where) if spec.data_from else None
-        rows = answers or data
+        answers = (
+            self._answers(study, spec.data_from, seed, base, data, f"{where}: data_from") if spec.data_from else None
+        )
+        rows = self._common(study, spec, seed, base, data, answers or data, where)
         asked = OrderRecipe(seed=seed, epochs=setting.epochs).identity()
         order = self.steps.add("order", f"{rows.name}.s{seed}", asked, {"data": rows})
         inputs = {"base": base, "data": rows, "order": order}
@@ -92,15 +94,28 @@ class Runs:
             run = run.start
         return run.spec.model or self.config.studies[run.study].setting.model
 
-    def _answers(self, study: str, spec: RunSpec, seed: int, base: Step, data: Step, where: str) -> Step:
+    def _common(self, study: str, spec: RunSpec, seed: int, base: Step, data: Step, own: Step, where: str) -> Step:
+        """Stage common: the rows of `own` that all sources of `common_with` answer; `own` when there is none."""
+        others = {}
+        for source in spec.common_with:
+            other = (
+                data if source == TRACES else self._answers(study, source, seed, base, data, f"{where}: common_with")
+            )
+            if other is not own:
+                others[f"others/{source.replace('/', '.')}"] = other
+        if not others:
+            return own
+        return self.steps.add("common", own.name, {}, {"own": own} | others)
+
+    def _answers(self, study: str, source: str, seed: int, base: Step, data: Step, where: str) -> Step:
         """Stage generate: a model's own verified answers to the questions of `data`."""
         setting = self.config.studies[study].setting
         recipe = setting.generate.identity() | {"seed": seed}
-        source, inputs = spec.data_from, {"base": base, "data": data}
+        inputs = {"base": base, "data": data}
         if source != BASE:
-            run = self._referred(study, source, seed, f"{where}: data_from")
+            run = self._referred(study, source, seed, where)
             if run.base is not base:
-                raise UserError(f"{where}: data_from: {source!r} has another base model; their tokens would not agree.")
+                raise UserError(f"{where}: {source!r} has another base model; their tokens would not agree.")
             inputs["checkpoints"] = run.checkpoints
         settings = self.config.scale.evaluation_settings.model_dump(mode="json")
         return self.steps.add("generate", f"{source.replace('/', '.')}.s{seed}", recipe, inputs, settings)
@@ -135,7 +150,9 @@ class Runs:
                 inputs[f"fetch/{step:06d}"] = self.materials.fetch_model(f"{name}.{step}", source.repo, commit)
             settings = {}
         recipe = {"files": files} if files else {}
-        sizes = {"questions_per_step": source.questions_per_step, "tokens_per_step": source.tokens_per_step}
+        sizes = {
+            field: getattr(source, field) for field in ("questions_per_step", "tokens_per_step", "written_per_step")
+        }
         recipe |= {field: value for field, value in sizes.items() if value is not None}
         step = self.steps.add("given", name, recipe, inputs, settings)
         steps = tuple(sorted(found if isinstance(source, LocalCheckpoints) else source.checkpoints))
@@ -151,13 +168,16 @@ class Runs:
         for base in {step.digest: step for step in (own, *(run.base for run in runs))}.values():
             name = BASE if base is own else f"{BASE}_{base.name}"
             yield Entry("base", name, 0, base)
+            asked = (
+                self.materials.base(config.setting.base_evaluated_as or config.setting.model) if base is own else base
+            )
             for group, recipe in config.setting.evaluation.groups().items():
-                step = self._evaluation(base.name, group, 1, 1, recipe, [], {"base": base})
+                step = self._evaluation(asked.name, group, 1, 1, recipe, [], {"base": asked})
                 yield Entry("evaluate", name, 0, step, group)
         for run in runs:
             yield from self._results_of(run, config)
         rows = [run.checkpoints.inputs["data"] for run in runs if "data" in run.checkpoints.inputs]
-        for step in {step.digest: step for step in rows}.values():
+        for step in {step.digest: step for one in rows for step in _rows_behind(one)}.values():
             yield Entry(step.stage, step.name, 0, step)
 
     def _results_of(self, run: Run, config: Study) -> Iterator[Entry]:
@@ -169,11 +189,12 @@ class Runs:
         count = run.spec.evaluated or run.count
         count = min(count, run.count)
         evaluated = [round(i * run.count / count) for i in range(1, count + 1)]
-        shards = min(setting.evaluation_shards, count)
-        bounds = [round(i * count / shards) for i in range(shards + 1)]
         for group, recipe in setting.evaluation.groups().items():
+            asked = evaluated[-1:] if next(iter(recipe.tasks.values())).at == "last" else evaluated
+            shards = min(setting.evaluation_shards, len(asked))
+            bounds = [round(i * len(asked) / shards) for i in range(shards + 1)]
             for shard in range(shards):
-                share = evaluated[bounds[shard] : bounds[shard + 1]]
+                share = asked[bounds[shard] : bounds[shard + 1]]
                 inputs = {"checkpoints": run.checkpoints}
                 step = self._evaluation(run.label, group, shard + 1, shards, recipe, share, inputs)
                 yield Entry("evaluate", run.name, run.seed, step, group, shard + 1, chain=chain)
@@ -207,3 +228,11 @@ class Runs:
         return self.steps.add(
             "evaluate", name, recipe.identity() | {"checkpoints": checkpoints}, inputs | sets, settings
         )
+
+
+def _rows_behind(step: Step) -> Iterator[Step]:
+    """Rows that are trained on, after those they were chosen from."""
+    for role, other in step.inputs.items():
+        if role in ("own", "data") or role.startswith("others/"):
+            yield from _rows_behind(other)
+    yield step

@@ -10,11 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scalpel import claims, exhibits
-from scalpel.artifact.files import read_json
 from scalpel.claims.evidence import measured, published
 from scalpel.claims.judge import SIGMAS
 from scalpel.errors import UserError
-from scalpel.exhibits import drawing, embedded
+from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
@@ -50,7 +49,7 @@ def report(path: Path) -> None:
 def page(opened: drawing.Opened) -> str:
     """The HTML text."""
     recipe = opened.recipe
-    results = Results.of_entries(opened.entries, opened.root)
+    results = Results.of_entries(opened.entries, opened.results)
     decided = claims.find(recipe["claims"], opened.name) if recipe["claims"] else ()
     found = verdicts.verdicts(decided, measured(results), published(recipe["published"]))
     label = Style(recipe["looks"], (), ExhibitOptions()).label
@@ -85,11 +84,14 @@ def page(opened: drawing.Opened) -> str:
 def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     """A figure or table, if its files show what was planned; UserError otherwise."""
     planned = opened.recipe["exhibits"][name]
-    files = {Path(file).suffix: opened.root / file for file in planned["files"]}
+    files = {Path(file).suffix: opened.place(file) for file in planned["files"]}
     file = files.get(".png", files[".csv"])
-    if embedded.current(file)["digest"] != planned["digest"]:
-        raise UserError(f"{file} does not show what was planned; delete it and start snakemake again.")
-    recorded = read_json(file.parent / "recipes" / f"{name}-{planned['digest']}.json")["recipe"]
+    beside = file.with_suffix(".json")
+    found = record.read(beside)
+    if not found or found["digest"] != planned["digest"]:
+        raise UserError(f"{file} does not show what was planned; start snakemake again.")
+    record.checked(beside, file)
+    recorded = found["recipe"]
     options = recorded["options"]
     heading, caption = options["number"] or name, options["caption"]
     if file.suffix == ".png":

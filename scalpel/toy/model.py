@@ -5,7 +5,9 @@ are *not* special: TRL decodes completions without special tokens, and tags that
 constant system prompt is one added token, so that the toy's short context is not spent on it.
 """
 
+import json
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -13,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel import progress
+from scalpel.artifact.files import STATE, to_disk, write_atomically
 from scalpel.base_model import edit_config
 from scalpel.chat import SYSTEM_PROMPT, check_template, render
 from scalpel.config.models import ToyModelRecipe
 from scalpel.errors import UserError
+from scalpel.methods.state import COMPLETE, file_digest
 
+SAVE_SECONDS = 20.0  # between two states
 END, PAD = "<|endoftext|>", "<|pad|>"
 TAGS = ("<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
 
@@ -58,7 +63,8 @@ def train_base(
     """Write out/model/ and out/pretraining_log.parquet (step, loss, learning_rate).
 
     template: Jinja text of the chat template. edits: fields of config.json changed after training.
-    Bitwise repeatable for a given number of threads.
+    Bitwise repeatable for a given number of threads, interrupted or not: every SAVE_SECONDS the state is saved under
+    out/state/, and a later call resumes from it.
     """
     if template is None:
         raise UserError("a toy model has no chat template of its own; name one in `models.<name>.chat_template`.")
@@ -93,9 +99,13 @@ def train_base(
     model = Olmo2ForCausalLM(config).float().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     warmup = max(1, recipe.steps // 20)
-    log = []
-    started = last = time.monotonic()
+    state = State(out / STATE, model, optimizer)
+    log = state.resume()
+    first = len(log)
+    started = last = saved = time.monotonic()
     for step, batch in enumerate(_batches(documents, recipe), start=1):
+        if step <= first:
+            continue
         rate = recipe.learning_rate * min(step / warmup, 1 - (step - 1) / recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -110,6 +120,9 @@ def train_base(
         if time.monotonic() - last >= 5 or step == recipe.steps:
             progress.line("base model: step", step, recipe.steps, started, f", loss {loss.item():.3f}")
             last = time.monotonic()
+        if time.monotonic() - saved >= SAVE_SECONDS and step < recipe.steps:
+            state.save(log)
+            saved = time.monotonic()
     model.generation_config = GenerationConfig(
         do_sample=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -120,6 +133,56 @@ def train_base(
     edit_config(out / "model", edits or {})
     tokenizer.save_pretrained(out / "model")
     pq.write_table(pa.Table.from_pylist(log), out / "pretraining_log.parquet", compression="zstd")
+
+
+class State:
+    """What an interrupted training of the toy resumes from: weights, Adam's moments and the log, whole or not there.
+
+    The order of the texts follows from the recipe's seed and the step, and nothing else is random.
+    """
+
+    def __init__(self, folder: Path, model, optimizer):
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+
+    def save(self, log: list[dict]) -> None:
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in moments.items()}
+        path = self.folder / f"step-{len(log):06d}.safetensors"
+        save_file(tensors, path)
+        to_disk([path])
+        write_atomically(self.folder / COMPLETE, json.dumps({"file": path.name, "of": file_digest(path), "log": log}))
+        for other in self.folder.glob("step-*"):
+            if other != path:
+                other.unlink()
+
+    def resume(self) -> list[dict]:
+        """Put back what was saved last; the log until then, empty when nothing whole is there."""
+        from safetensors.torch import load_file
+
+        try:
+            complete = json.loads((self.folder / COMPLETE).read_text())
+            path = self.folder / complete["file"]
+            if file_digest(path) != complete["of"]:
+                raise ValueError(f"{path} is damaged")
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"{self.folder} is incomplete or damaged ({error}): starting over", file=sys.stderr, flush=True)
+            return []
+        tensors, moments = load_file(path), {}
+        weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                moments.setdefault(int(index), {})[name] = tensor
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        print(f"resuming from step {len(complete['log'])}", file=sys.stderr, flush=True)
+        return complete["log"]
 
 
 def _text(tokenizer, row: dict) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.config.models import ToyWorldRecipe
+from scalpel.config.models import TOY_EXAMPLES, ToyWorldRecipe
 
 NAMES = ("Tom", "Anna", "Ben", "Lucy", "Sam", "Mia", "Max", "Eva", "Leo", "Nina", "Paul", "Rosa")
 ITEMS = ("apples", "books", "coins", "pens", "cards", "stamps", "eggs", "cups", "balls", "keys", "shells", "cakes")
@@ -317,7 +317,7 @@ def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: lis
         items = [problem(rng, 6 * top, 2) for _ in range(max(1, recipe.math_500 // 4))]
         return [{"problem": item.text, "answer": str(item.answer)} for item in items]
     if name in ("gsm8k", "gsm8k_examples"):
-        items = [problem(rng, top) for _ in range(recipe.gsm8k if name == "gsm8k" else 16)]
+        items = [problem(rng, top) for _ in range(recipe.gsm8k if name == "gsm8k" else TOY_EXAMPLES["gsm8k"])]
         return [
             {"question": item.text, "answer": "\n".join(item.equations) + f"\n#### {item.answer}"} for item in items
         ]
@@ -352,8 +352,9 @@ def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: lis
 
 
 def _dev(rng: random.Random, known: list[Fact]) -> list[Fact]:
-    """Five facts of each relation, for few-shot prompts."""
-    return [fact for relation in RELATIONS for fact in rng.sample([f for f in known if f.relation == relation], 5)]
+    """A few facts of each relation, for few-shot prompts."""
+    count = TOY_EXAMPLES["mmlu"]
+    return [fact for relation in RELATIONS for fact in rng.sample([f for f in known if f.relation == relation], count)]
 
 
 def _instruction(rng: random.Random, key: int) -> dict:

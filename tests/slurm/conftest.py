@@ -72,6 +72,7 @@ class Checkout:
     def __init__(self, cluster: Cluster, name: str, results: Path | None = None, overrides=None, **site: str):
         self.cluster, self.root = cluster, cluster.folder / name
         self.main: subprocess.Popen | None = None
+        self.snakemake = ["snakemake"]
         self.root.mkdir()
         for part in PARTS:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
@@ -90,7 +91,7 @@ class Checkout:
     def take(self, results: Path) -> None:
         """Copy what a training run needs from the results of another checkout."""
         for made in results.glob("*/*/manifest.json"):
-            if made.parents[1].name in ("toy", "questions", "base", "data", "order"):
+            if made.parents[1].name in ("toy", "questions", "base", "data", "order", "audit"):
                 shutil.copytree(made.parent, self.root / made.parent.relative_to(results.parent))
 
     def configure(self, overrides: dict) -> None:
@@ -104,7 +105,7 @@ class Checkout:
 
     def start(self, *words: str) -> subprocess.Popen:
         """``snakemake --profile slurm``, looking for news every second instead of every so many."""
-        command = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", *words]
+        command = [*self.snakemake, "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", *words]
         with open(self.root / "main.log", "a") as log:
             self.main = subprocess.Popen(
                 command, cwd=self.root, env=self.cluster.environment, start_new_session=True, stdout=log, stderr=log
@@ -148,12 +149,12 @@ class Checkout:
         """What SLURM kept of a job's output."""
         return "".join(path.read_text() for path in self.root.glob(f"results/logs/slurm/rule_*/*/{job}.log"))
 
-    def submitted(self) -> list[dict[str, str]]:
-        """Every job of this checkout that SLURM still knows: id, state, nodes, comment, restarts."""
+    def submitted(self, rule: str = "") -> list[dict[str, str]]:
+        """Every job of this checkout, or of one rule of it, that SLURM still knows: id, state, nodes, comment."""
         found = []
         for line in self.cluster.ask("squeue", "-h", "-t", "all", "-o", "%i|%T|%N|%Z|%k").splitlines():
             job, state, nodes, where, comment = line.split("|", 4)
-            if where == str(self.root):
+            if where == str(self.root) and comment.startswith(f"rule_{rule}"):
                 found.append({"id": job, "state": state, "nodes": nodes, "comment": comment})
         return found
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalpel.launch.slurm import seconds_of
+from tests import hostile_path as hostile
 from tests.slurm.conftest import Checkout, Cluster
 
 pytestmark = pytest.mark.slurm
@@ -305,7 +306,7 @@ def server_killed(lab: Lab) -> None:
     (server,) = run.pids("scalpel.inference.server")
     os.kill(server, signal.SIGKILL)
     assert run.wait() == 0, run.log()
-    (job,) = run.submitted()
+    (job,) = run.submitted("train")
     assert "starting it again" in run.slurm_log(job["id"])
     _same_training(run, quiet)
     assert not run.pids("scalpel.launch")
@@ -318,7 +319,7 @@ def three_nodes(lab: Lab) -> None:
     spread = {"train_settings": TWO_RANKS["train_settings"] | {"ranks": 1, "nodes": 2, "server": server}}
     with TRIO:
         run = lab.checkout("three_nodes", spread, constraint="trio").finish(lab.target)
-    (job,) = run.submitted()
+    (job,) = run.submitted("train")
     assert job["nodes"] == "gpu[3-5]"
     _same_training(run, quiet)
     assert not run.pids("scalpel.launch") and not run.pids("scripts.train")
@@ -342,6 +343,18 @@ def refused(lab: Lab) -> None:
     environment = lab.cluster.environment | {"PYTHONPATH": str(run.root)}
     done = subprocess.run(command, cwd=run.root, env=environment, capture_output=True, text=True)
     assert "sbatch --test-only takes all" in done.stdout, done.stdout + done.stderr
+
+
+def hostile_path(lab: Lab) -> None:
+    """Checkout and Python lie where a shell would execute their names; two ranks and a server train there."""
+    run = lab.checkout(hostile.NAME, TWO_RANKS)
+    run.snakemake = [str(hostile.own_python(run.root)), "-m", "snakemake"]
+    run.finish(lab.target)
+    (job,) = run.submitted("train")
+    assert job["state"] == "COMPLETED" and "[server] transformers answers" in run.slurm_log(job["id"])
+    assert not hostile.executed(lab.cluster.folder)
+    run.start(lab.target, "--dry-run")
+    assert run.wait() == 0 and "Nothing to be done" in run.log()
 
 
 def twenty_kills(lab: Lab) -> None:
@@ -400,7 +413,7 @@ SCENARIOS = {
     for scenario in (  # the longest first
         twenty_kills, preempted_and_cancelled, time_limit_reached, server_killed, node_killed, time_limit_near,
         preempted_and_queued_again, three_nodes, disk_full, config_edited, main_killed, two_starts, broken_gpu,
-        cancelled, files_shown_late, refused,
+        cancelled, files_shown_late, hostile_path, refused,
     )
 }  # fmt: skip
 

@@ -1,18 +1,21 @@
 # What every rule shares: the command line of a program, and the resources the scale gives a stage.
 import shlex
 
+from scalpel.launch.retries import keep_status
+
 
 def command(program, argument="results/{rule}/{wildcards.name}-{wildcards.digest}", label="{wildcards.name}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name."""
     here, python = (
         shlex.quote(str(text)).replace("{", "{{").replace("}", "}}") for text in (workflow.basedir, sys.executable)
     )
-    return (
+    program_to_log = (
         # SLURM sends SIGTERM to all processes of a job. The shell and what keeps the lines outlive it, as a run saves
         # then; the program itself is not to inherit that.
         f"trap : TERM; PYTHONPATH={here} OMP_NUM_THREADS={{threads}} {python} -m scripts.{program} {argument}"
         f" 2>&1 | (trap '' TERM; tee -a {{log:q}} | sed -u 's/^/[{{rule}} {label}] /')"
     )
+    return keep_status(program_to_log, "{log:q}")
 
 
 def resources(stage):

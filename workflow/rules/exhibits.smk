@@ -1,58 +1,65 @@
-# What is shown keeps stable names. The recipe file of an exhibit carries its digest in its name, and the program that
-# draws it leaves that one alone there: a changed option, run or program is a recipe that is missing.
+# What is shown keeps stable names, so its name does not say whether it is current: the .json beside it does, which is
+# written last. Snakemake itself would go by clocks, or by notes of its own that a copy of results/ does not have.
 
 
-def exhibit(w):
-    return plan.drawings[w.study, w.get("exhibit", REPORT)]
+def drawn(w, current):
+    """The files an exhibit is made of if it is `current`, or if it is not; then it is drawn, too."""
+    drawing = plan.drawings[w.study, w.get("exhibit", REPORT)]
+    if plan.is_current(drawing) != current:
+        return []
+    if not current:
+        workflow.dag.forcefiles.update(drawing.outputs)
+    return drawing.inputs
 
 
-rule describe:
-    output:
-        "results/{folder}/{study}/recipes/{exhibit}-{digest}.json",
-    localrule: True
-    shell:
-        "cp results/configs/exhibits/{wildcards.study}.{wildcards.exhibit}-{wildcards.digest}.json {output:q}"
+def recipe(w):
+    return plan.drawings[w.study, w.get("exhibit", REPORT)].recipe_path
 
 
 rule figure:
     input:
-        recipe=lambda w: exhibit(w).recipe_path,
-        results=lambda w: exhibit(w).manifests,
+        ancient(lambda w: drawn(w, current=True)),
+        lambda w: drawn(w, current=False),
     output:
-        multiext("results/figures/{study}/{exhibit}", ".pdf", ".png", ".svg", ".csv"),
+        multiext("results/figures/{study}/{exhibit}", ".pdf", ".png", ".svg", ".csv", ".json"),
     log:
         "results/logs/figures/{study}/{exhibit}.log",
     wildcard_constraints:
         exhibit="|".join(plan.names("figures")),
     localrule: True
+    params:
+        recipe=recipe,
     shell:
-        command("exhibit", "{input.recipe:q}", "{wildcards.exhibit}")
+        command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
 
 rule table:
     input:
-        recipe=lambda w: exhibit(w).recipe_path,
-        results=lambda w: exhibit(w).manifests,
+        ancient(lambda w: drawn(w, current=True)),
+        lambda w: drawn(w, current=False),
     output:
-        "results/tables/{study}/{exhibit}.csv",
+        multiext("results/tables/{study}/{exhibit}", ".csv", ".json"),
     log:
         "results/logs/tables/{study}/{exhibit}.log",
     wildcard_constraints:
         exhibit="|".join(plan.names("tables")),
     localrule: True
+    params:
+        recipe=recipe,
     shell:
-        command("exhibit", "{input.recipe:q}", "{wildcards.exhibit}")
+        command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
 
 rule report:
     input:
-        recipe=lambda w: exhibit(w).recipe_path,
-        results=lambda w: exhibit(w).manifests,
-        exhibits=lambda w: plan.shown(w.study),
+        ancient(lambda w: drawn(w, current=True)),
+        lambda w: drawn(w, current=False),
     output:
-        "results/report/{study}/index.html",
+        multiext("results/report/{study}/index", ".html", ".json"),
     log:
         "results/logs/report/{study}.log",
     localrule: True
+    params:
+        recipe=recipe,
     shell:
-        command("report", "{input.recipe:q}", "{wildcards.study}")
+        command("report", "{params.recipe:q}", "{wildcards.study}")

@@ -1,5 +1,5 @@
-# One rule for each stage (scalpel/stages.py): fetch, toy, base, questions, data, order, generate, trace, train, given,
-# evaluate, kl, weight_change. They differ in program, resources and inputs alone, and all of that is looked up.
+# One rule for each stage of scalpel/stages.py, from fetch to weight_change. They differ in program, resources and inputs
+# alone, and all of that is looked up.
 #
 # A result's digest says what it is made from, so a finished one is finished whatever the clock says: inputs are waited
 # for, and their age is ignored.

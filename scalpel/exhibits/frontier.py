@@ -1,0 +1,102 @@
+"""Gain on the trained task against loss of what was known before: one point a checkpoint, a path a run.
+
+Both are differences from the base model, taken question by question, so that the errors are those of paired scores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from scalpel.config.types import BASE, Name
+from scalpel.exhibits.options import ExhibitOptions
+
+READS = ("evaluate",)
+
+
+class Options(ExhibitOptions):
+    gain: Annotated[tuple[Name, ...], Field(min_length=1)] = ("math_500",)  # tasks whose scores are to rise
+    kept: tuple[Name, ...] = ("gpqa_diamond", "mmlu", "mmlu_pro", "ifeval_prompt")  # tasks whose scores are to stay
+
+
+def table(results, options):
+    """Columns run, seed, step, checkpoint, gain, gain_stderr, loss, loss_stderr (shares of 1; loss is above zero when
+    the score fell) and tasks: what the loss is the mean of."""
+    import pandas as pd
+
+    from scalpel.errors import UserError
+
+    scores, answers = results.scores(), results.answers()
+    of_base = scores["run"] == BASE
+    if not of_base.any() or of_base.all():
+        raise UserError("frontier: it shows runs against the base model; leave `runs` empty or name some.")
+    base = scores[of_base].set_index("task")["value"].to_dict()
+    base_answers = answers[answers["run"] == BASE].set_index(["task", "question"])["score"]
+    kept = [task for task in options.kept if task in base]
+    gain = [task for task in options.gain if task in base]
+    if not kept or not gain:
+        raise UserError(
+            f"frontier: `gain` or `kept` names none of the tasks asked, which are {', '.join(base)}; name some of them."
+        )
+    scores = results.placed(scores[~of_base])
+    errors = _paired_errors(answers[answers["run"] != BASE], base_answers)
+    rows = []
+    for (run, seed, step, checkpoint), found in scores.groupby(["run", "seed", "step", "checkpoint"], sort=False):
+        values = found.set_index("task")["value"].to_dict()
+        if not all(task in values for task in (*kept, *gain)):
+            continue  # tasks that were asked of fewer checkpoints
+        row = {"run": run, "seed": seed, "step": step, "checkpoint": checkpoint}
+        for name, tasks, sign in (("gain", gain, 1), ("loss", kept, -1)):
+            differences = [values[task] - base[task] for task in tasks]
+            row[name] = sign * math.fsum(differences) / len(tasks)
+            variances = [errors[run, seed, step, task] ** 2 for task in tasks]
+            row[f"{name}_stderr"] = math.sqrt(math.fsum(variances)) / len(tasks)
+        rows.append(row | {"tasks": " ".join(kept)})
+    return pd.DataFrame(rows)
+
+
+def _paired_errors(answers, base) -> dict[tuple, float]:
+    """(run, seed, step, task) -> standard error of the mean difference from the base model over questions."""
+    from scalpel.exhibits.uncertainty import binomial_error
+
+    joined = answers.join(base.rename("base"), on=["task", "question"], how="inner")
+    joined["difference"] = joined["score"] - joined["base"]
+    errors = {}
+    for key, differences in joined.groupby(["run", "seed", "step", "task"], sort=False)["difference"]:
+        error = differences.sem()
+        # Nobody's difference is certain because a small set of questions happened to be answered alike.
+        errors[key] = error if error > 0 else binomial_error(0.0, len(differences))
+    return errors
+
+
+def draw(frame, options, style):
+    """Means over seeds; the last checkpoint is large and has whiskers of one standard error."""
+    from scalpel.exhibits.results import task_name
+    from scalpel.exhibits.uncertainty import joined
+
+    figure = style.figure(6.4, 4.6, "What is gained, and what it costs")
+    axes = figure.subplots()
+    means = {}
+    for name in ("gain", "loss"):
+        of = joined(frame.rename(columns={f"{name}_stderr": "error"}), ["run", "checkpoint"], name, "error")
+        means[name] = of.set_index(["run", "checkpoint"])
+    for run in [run for run in style.runs if run in set(frame["run"])]:
+        gain, loss = (100 * means[name].loc[run].sort_index() for name in ("gain", "loss"))
+        color, marker = style.colors[run], style.markers[run]
+        axes.plot(
+            [0, *loss["loss"]], [0, *gain["gain"]], color=color, marker=marker, markersize=2.5, linewidth=1, alpha=0.75
+        )
+        axes.errorbar(
+            loss["loss"].iloc[-1], gain["gain"].iloc[-1], xerr=loss["stderr"].iloc[-1], yerr=gain["stderr"].iloc[-1],
+            color=color, marker=marker, markersize=7, elinewidth=0.8, capsize=2, zorder=3,
+        )  # fmt: skip
+    axes.axhline(0, color="#909090", linewidth=0.8)
+    axes.axvline(0, color="#909090", linewidth=0.8)
+    tasks = [task_name(task) for task in frame["tasks"].iloc[0].split()]
+    axes.set_xlabel(f"loss of {', '.join(tasks)} (points, mean)")
+    axes.set_ylabel(f"gain on {', '.join(map(task_name, options.gain))} (points)")
+    style.runs = [run for run in style.runs if run != BASE]
+    style.legend(figure, loc="outside right center")
+    return figure
