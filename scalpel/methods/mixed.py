@@ -160,17 +160,17 @@ class MixedTrainer(RolloutTrainer):
             self.record("kl", kl, policy)
             loss = loss + recipe.beta * (kl * policy).sum() / counts["policy_tokens"]
         if recipe.entropy_coefficient:
-            mean = (entropies * self.explored(inputs)).sum() / inputs["num_items_in_batch"].clamp(min=1)
-            loss = loss - recipe.entropy_coefficient * mean
+            among, count = self.explored(inputs)
+            loss = loss - recipe.entropy_coefficient * (entropies * among).sum() / count.clamp(min=1)
         learnt = policy | likelihood
         self.record("entropy", entropies, learnt)
         self.record("expert_share", inputs["expert"], learnt)
         self.record("expert_probability", logps.exp(), inputs["expert"] & learnt)
         return loss * self.ranks.count  # gradients are averaged over ranks
 
-    def explored(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The tokens whose entropy is in the loss."""
-        return inputs["policy"] | inputs["likelihood"]
+    def explored(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens whose entropy is in the loss, and how many they are in the whole step."""
+        return inputs["policy"] | inputs["likelihood"], inputs["num_items_in_batch"]
 
     # ------------------------------------------------------------ what is logged
 

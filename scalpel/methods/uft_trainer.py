@@ -49,7 +49,7 @@ class UFTTrainer(MixedTrainer):
         return self.recipe.sft_weight
 
     def explored(self, inputs):
-        return inputs["policy"]
+        return inputs["policy"], inputs["policy_tokens"]
 
     def metrics(self, groups):
         hints = [(group[0].prefix, len(self.trace(group[0].row))) for group in groups]
