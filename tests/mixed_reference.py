@@ -140,6 +140,8 @@ def total(terms) -> torch.Tensor:
 
 def likelihood(step: Step, traces, weight=lambda logps: 1.0) -> tuple[torch.Tensor, list]:
     """Mean of -w log p over the traces' tokens, and their entropies."""
+    if not traces:
+        return torch.zeros(()), []
     scores = [step.now(trace) for trace in traces]
     tokens = sum(len(logps) for logps, _ in scores)
     return -total([weight(logps) * logps for logps, _ in scores]) / tokens, [e for _, e in scores]
@@ -171,6 +173,9 @@ def luffy(step: Step) -> torch.Tensor:
 def relift(step: Step) -> torch.Tensor:
     found = own_terms(step, step.groups, plain)
     return total([t for t, _ in found]) / longest(step) - explored(step, [e for _, e in found])
+
+
+mifo = relift
 
 
 def srft(step: Step) -> torch.Tensor:
