@@ -30,7 +30,7 @@ class Seen:
     second: list = field(default_factory=list)  # of SFT updates: parameters before and after, and first moments
 
 
-def look_into(patch, one_in: int | None = 3) -> Seen:
+def look_into(patch, one_in: int = 3) -> Seen:
     """Take down what later runs do. one_in: about so many completions are right, whatever they say."""
     seen, journal, second = Seen(), RolloutTrainer.journal, SecondOptimizer.step
 
@@ -49,11 +49,13 @@ def look_into(patch, one_in: int | None = 3) -> Seen:
         seen.groups.append(groups)
         return journal(self, groups, step)
 
+    def graded(_, answers, texts):
+        return [float(crc32(text.encode()) % one_in == 0) for text in texts]
+
     patch.setattr(Saving, "on_pre_optimizer_step", before_step)
     patch.setattr(SecondOptimizer, "step", updated)
     patch.setattr(RolloutTrainer, "journal", written)
-    if one_in:
-        patch.setattr(rewards, "accuracy", lambda _, answers, texts: [float(crc32(t.encode()) % one_in == 0) for t in texts])
+    patch.setattr(rewards, "accuracy", graded)
     return seen
 
 
@@ -91,7 +93,7 @@ def distance(found: dict, wanted: dict) -> float:
 
 @dataclass
 class Step:
-    """One optimizer step as a formula sees it. now, old, start: policies at the step, at its batch's and run's start."""
+    """One optimizer step as a formula sees it. now, old, start: policies at the step, at its batch's start, the run's."""
 
     recipe: object
     groups: list

@@ -3,6 +3,7 @@ real runs, exact resumption."""
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +18,7 @@ from scalpel.methods.sft import SFTRecipe
 from scalpel.methods.token_losses import highest, kept_of
 from tests import mixed_reference as reference
 from tests.mixed_reference import Policy, Step, distance, look_into
+from tests.test_launch import SERVER, assert_same_training, make  # noqa: F401
 from tests.test_methods import files, interrupted, start, train
 
 LIBRARY = [{"text": "Add the two numbers.", "conditions": 1}, {"text": "Work from the end.", "conditions": 3},
@@ -281,6 +283,21 @@ def test_killed_at_any_moment_ends_bitwise_equal(method, tiny_base, tiny_data, t
     assert files(tmp_path / "torn") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize(("method", "engine"), [("luffy", "zero2"), ("relift", "fsdp")])
+def test_two_ranks_train_as_one(method, engine, make):  # noqa: F811
+    """Completions by a server. Five questions x 4 rows do not divide by ranks x micro-batch."""
+    given = recipe(method, questions_per_step=5, generations=3, updates=1, steps=3, learning_rate=1e-3, temperature=1.0)
+    one = make(given, {"sequences_per_device": 8, "server": SERVER}).finish()
+    two = make(given, {"ranks": 2, "engine": engine, "sequences_per_device": 2, "server": SERVER}).finish()
+    assert_same_training(two, one)
+    if method == "relift":
+        np.testing.assert_array_equal(two.column("sft_updates"), one.column("sft_updates"))
+        assert one.column("sft_updates").sum() > 0
+        np.testing.assert_allclose(two.column("sft_loss"), one.column("sft_loss"), rtol=1e-3)
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -293,7 +310,7 @@ def test_highest_keeps_the_share_of_each_row():
 
 @pytest.mark.parametrize("method", ["relift", "mifo", "hpt"])
 def test_what_zero2_cannot_do_is_refused(method):
-    with pytest.raises(UserError, match="engine: zero2|skip_above"):
+    with pytest.raises(UserError, match=r"engine: zero2|skip_above"):
         METHODS[method].check(recipe(method, **({"skip_above": 80.0} if method == "hpt" else {})),
                               TrainSettings(engine="zero2", ranks=2))  # fmt: skip
 
