@@ -13,6 +13,14 @@ FORM = ("kind", "chat_template", "config_edits", "files")  # fields of the recip
 
 def produce(job: Job) -> None:
     shutil.rmtree(job.directory / "model", ignore_errors=True)  # what a start that was ended left
+    try:
+        make(job)
+    except Exception:  # no half model; what the training resumes from stays
+        shutil.rmtree(job.directory / "model", ignore_errors=True)
+        raise
+
+
+def make(job: Job) -> None:
     template, edits = job.recipe["chat_template"], job.recipe.get("config_edits", {})
     if job.recipe["kind"] == "toy":
         from scalpel.toy.model import train_base

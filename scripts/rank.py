@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from scalpel.launch.crew import prepare_child
+from scalpel.launch.crew import compile_on_this_host, prepare_child
 
 if __name__ == "__main__":
     prepare_child()
+    compile_on_this_host()
     from scalpel.artifact.disk import disk_errors
     from scalpel.artifact.job import open_job
     from scalpel.artifact.stage import quiet_libraries

@@ -93,7 +93,7 @@ def distance(found: dict, wanted: dict) -> float:
 
 @dataclass
 class Step:
-    """One optimizer step as a formula sees it. now, old, start: policies at the step, at its batch's start, the run's."""
+    """One optimizer step as a formula sees it. now, old, start: policies at the step, when its batch and the run began."""
 
     recipe: object
     groups: list

@@ -8,17 +8,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from scalpel.artifact.job import open_job
 from scalpel.artifact.stage import check_gates
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.audit import fingerprint as stamp
-from scalpel.audit import probes, referee
+from scalpel.audit import probes, referee, rollout_probes
 from scalpel.audit.probes import audit, examples, probe, take_step, tiny_model
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
-from scalpel.methods import likelihood
+from scalpel.methods import METHODS, likelihood
 from scalpel.methods.grpo import GRPORecipe
+from scalpel.methods.rollouts import RolloutTrainer
 from scalpel.methods.sft import SFTRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +109,106 @@ def test_fingerprint_follows_from_stack_and_layout():
     assert (found["engine"], found["offload"], found["ranks"], found["accumulation"]) == ("zero2", True, 2, 1)
 
 
+# ---------------------------------------------------------------- methods that sample
+
+ASKED = {"method": "grpo", "loss_type": "dr_grpo", "inference": "transformers", "temperature": 0.7}
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "dapo", "grpo"])
+def test_normaliser_and_clip_norm_act_as_named(loss_type):
+    """In float32 and to 1e-4, over three micro-batches of unequal lengths, one completion of each question cut off."""
+    found = rollout_probes.normaliser_and_clip(ASKED | {"loss_type": loss_type}, SINGLE, 3)
+    assert [probe.name for probe in found] == ["normaliser", "clip norm"] and all(probe.passed for probe in found), (
+        found
+    )
+    assert f"over: {rollout_probes.OF_LOSS_TYPES[loss_type]};" in found[0].found
+
+
+def test_the_default_fields_of_each_method_that_samples_are_probed():
+    for method in METHODS.values():
+        if method.samples:
+            seal = stamp.fingerprint(SINGLE, method.Recipe(learning_rate=1e-3))
+            assert seal["rollouts"]["method"] == method.name and "learning_rate" not in seal["rollouts"]
+            found = rollout_probes.normaliser_and_clip(seal["rollouts"], SINGLE, 2)
+            assert all(probe.passed for probe in found), found
+    assert "rollouts" not in stamp.fingerprint(SINGLE, SFTRecipe(learning_rate=1, epochs=1))
+
+
+OF_REWARDS = {
+    "times 64": "over: sequences x max_completion_tokens, times 64;",
+    "micro-batch means": "over: tokens of each micro-batch, then micro-batches; its recipe asks for sequences x",
+    "unknown": "none that is known",
+}
+
+
+@pytest.mark.parametrize(("bug", "words"), OF_REWARDS.items())
+def test_planted_normalisers_are_told(bug, words, monkeypatch):
+    """Put into the trainer itself: verl's sum over micro-batches, another loss type than was asked for, a weight."""
+    original = RolloutTrainer.loss
+
+    def loss(self, model, inputs):
+        if bug == "micro-batch means":
+            self.loss_type = "bnpo"
+        if bug == "unknown":
+            inputs = inputs | {"advantages": inputs["advantages"] ** 3}
+        return original(self, model, inputs) * (64 if bug == "times 64" else 1)
+
+    monkeypatch.setattr(RolloutTrainer, "loss", loss)
+    normaliser, _ = rollout_probes.normaliser_and_clip(ASKED, SINGLE, 3)
+    assert not normaliser.passed and words in normaliser.found
+    assert "Installed is trl" in probes.known(normaliser)
+
+
+def test_a_clip_norm_that_does_not_act_is_told(monkeypatch):
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, *_, **__: torch.tensor(1.0))
+    normaliser, clip = rollout_probes.normaliser_and_clip(ASKED, SINGLE, 2)
+    assert normaliser.passed and not clip.passed and "is clipped to" in clip.found
+
+
+def test_every_stage_feeds_the_same_ids():
+    found = rollout_probes.chat_template()
+    assert found.passed and "scalpel_vs_hammer, sft_then_rl" in found.found
+
+
+def test_stages_that_feed_other_ids_are_named(monkeypatch):
+    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+
+    rendered, asked = RolloutTrainer.rendered, LMEvalEngine.apply_chat_template
+    monkeypatch.setattr(RolloutTrainer, "rendered", lambda self, *words: [*rendered(self, *words), 7])
+    monkeypatch.setattr(LMEvalEngine, "apply_chat_template", lambda self, turns: asked(self, turns) + " ")
+    found = rollout_probes.chat_template()
+    assert not found.passed
+    assert "rollouts under scalpel_vs_hammer" in found.found and "lm-eval under sft_then_rl" in found.found
+    assert "KL" not in found.found and "LightEval" not in found.found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probabilities_of_rollouts_are_the_trainer_s(temperature):
+    found = rollout_probes.log_probabilities("transformers", ASKED | {"temperature": temperature}, SINGLE)
+    assert found.passed and "1e-04 are allowed" in found.found, found
+
+
+def test_log_probabilities_of_another_temperature_are_told(monkeypatch):
+    """The trainer's at the recipe's temperature, the rollouts at one a tenth above."""
+    warmer = rollout_probes.ENGINE.replace('asked["temperature"]', '1.1 * asked["temperature"]')
+    monkeypatch.setattr(rollout_probes, "ENGINE", warmer)
+    found = rollout_probes.log_probabilities("transformers", ASKED, SINGLE)
+    assert not found.passed and "nats at most" in found.found
+
+
+def test_an_engine_that_is_asked_for_and_absent_is_told():
+    found = rollout_probes.log_probabilities("no_such_engine", ASKED, SINGLE)
+    assert not found.passed and "not installed here" in found.found
+
+
+def test_an_audit_of_a_method_that_samples_holds_all_probes(tmp_path):
+    recipe = GRPORecipe(learning_rate=1e-3, questions_per_step=2, generations=4)
+    audit(SINGLE, stamp.fingerprint(SINGLE, recipe), tmp_path)
+    found = {probe["name"]: probe["passed"] for probe in json.loads((tmp_path / "audit.json").read_text())}
+    of_rollouts = ["normaliser", "clip norm", "chat template", "log-probabilities of transformers"]
+    assert list(found) == ["accumulation", "aggregation", "masking", "precision", *of_rollouts] and all(found.values())
+
+
 def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
     """The job on its node compares its packages with the audit's, whatever the plan found where it was made."""
     settings = SINGLE.model_dump(mode="json")
@@ -122,12 +225,15 @@ def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("method", ["sft", "grpo"])
 @pytest.mark.parametrize(
     "layout", [{"engine": "zero2"}, {"engine": "zero2", "offload": True}, {"engine": "fsdp"}], ids=str
 )
-def test_several_ranks_pass(layout, tmp_path):
+def test_several_ranks_pass(layout, method, tmp_path):
     settings = TrainSettings(ranks=2, **layout)
-    recipe = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=512)
+    sft = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=512)
+    grpo = GRPORecipe(learning_rate=1, questions_per_step=128, generations=4)
+    recipe = {"sft": sft, "grpo": grpo}[method]
     step = Step(
         "audit", "x", 1, {"fingerprint": stamp.fingerprint(settings, recipe)}, {}, settings.model_dump(mode="json")
     )
@@ -137,4 +243,4 @@ def test_several_ranks_pass(layout, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / step.directory / "audit.json").read_text())
-    assert all(p["passed"] for p in found), found
+    assert all(p["passed"] for p in found) and len(found) == (4 if method == "sft" else 8), found

@@ -49,8 +49,12 @@ def test_what_cannot_be_a_base_model_is_named(tiny_base, tmp_path):
 def test_hub_jsonl_becomes_what_prepare_reads(tmp_path):
     """IFEval lies on the hub as jsonl with nested arguments whose keys differ per row."""
     rows = [
-        {"prompt": "p", "instruction_id_list": ["a"], "kwargs": [{"num_words": 3, "relation": None}]},
-        {"prompt": "q", "instruction_id_list": ["b"], "kwargs": [{}]},
+        {
+            "prompt": "p",
+            "instruction_id_list": ["length_constraints:number_words"],
+            "kwargs": [{"num_words": 3, "relation": "at least"}],
+        },
+        {"prompt": "q", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
     ]
     path = tmp_path / "ifeval.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

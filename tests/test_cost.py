@@ -124,6 +124,13 @@ def test_grpo_hours_by_brute_force(tmp_path):
     assert row(cost_of(p), "train", "grpo").gpu_hours == pytest.approx(seconds / 3600 * 8)
 
 
+def test_a_server_without_a_gpu_costs_as_one_with_one(tmp_path):
+    """On CPUs there are none to count; the plan is still made."""
+    without = {"train_settings": SHARED_NODE["train_settings"] | {"server": {"gpus": 0}}}
+    found = [cost_of(plan(tmp_path, overrides)) for overrides in (without, SHARED_NODE)]
+    assert row(found[0], "train", "grpo").hours == row(found[1], "train", "grpo").hours
+
+
 def test_frozen_weights_need_no_gradient_of_their_own(tmp_path):
     cost = cost_of(plan(tmp_path, SHARED_NODE))
     whole, part = row(cost, "train", "sft_3ep"), row(cost, "train", "sft_qk_only")

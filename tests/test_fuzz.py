@@ -198,7 +198,7 @@ def test_a_constant_of_another_kind_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
     source = {"kind": "parquet", "path": "rows.parquet", "constants": {"answer": 3}}
     overrides = {"datasets": {"mine": {"source": source, "filter": {"max_tokens": 176}}}, "dataset": "mine"}
-    with pytest.raises(UserError, match=r"source\.constants\.answer: 3 is no text: write it in quotes"):
+    with pytest.raises(UserError, match=r"source\.constants: answer is 3; it needs text"):
         planned({"overrides": overrides})
 
 

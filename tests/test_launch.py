@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from scalpel.artifact.files import MANIFEST
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import AGAIN
+from scalpel.launch.crew import compile_on_this_host
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.sft import SFTRecipe
 from tests.finished import finish
@@ -165,7 +167,7 @@ def test_server_that_keeps_dying_ends_the_job(make):
     broken = SERVER | {"restarts": 1}
     run = make(GRPO.model_copy(update={"inference": "vllm"}), RANKS | {"server": broken})
     started = time.monotonic()
-    assert run.start().wait(timeout=120) == 2
+    assert run.start().wait(timeout=120) == 1  # a server may live at the next try
     assert "too often (train_settings.server.restarts)" in run.log() and "Traceback" in run.log()
     assert time.monotonic() - started < 100 and not run.processes()
 
@@ -184,7 +186,7 @@ def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
         process.send_signal(signal.SIGTERM)
         time.sleep(2)
     os.kill(servers[0], signal.SIGCONT)
-    assert process.wait(timeout=100) == (2 if name == "SIGKILL" else AGAIN), run.log()
+    assert process.wait(timeout=100) == (1 if name == "SIGKILL" else AGAIN), run.log()
     assert ("was ended by signal 9" if name == "SIGKILL" else "saved after step") in run.log()
     assert not run.processes() and not (run.directory / MANIFEST).exists()
     run.finish()
@@ -221,3 +223,17 @@ def test_one_process_stops_for_its_time_limit_and_resumes_bitwise(make, tmp_path
     run.finish()
     manifests = [json.loads((r.directory / MANIFEST).read_text())["files"] for r in (run, reference)]
     assert manifests[0] == manifests[1]
+
+
+def test_a_lock_of_a_killed_compiler_is_forgotten(tmp_path, monkeypatch):
+    """torch waits for ever for it: every later run would hang. One that a process has open is at work."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    dead, alive = (tmp_path / socket.gethostname() / name / "lock" for name in ("dead", "alive"))
+    for lock in (dead, alive):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    with open(alive):
+        compile_on_this_host()
+    assert alive.exists() and not dead.exists()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / socket.gethostname())

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scalpel.audit.fingerprint import fingerprint
+from scalpel.audit.rollout_probes import normaliser_and_clip
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
@@ -306,6 +308,16 @@ def test_highest_keeps_the_share_of_each_row():
     among = torch.tensor([[True, True, True, False, True], [True] * 5])
     assert highest(values, among, 0.5).tolist() == [[True, False, False, False, True], [True, True, True, False, False]]
     assert [kept_of(n, 0.2) for n in (0, 1, 4, 5, 10, 11)] == [0, 1, 1, 1, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OWN)
+def test_audit_takes_their_step(method):
+    """The gate of every run: each method's trainer is probed on a step of its own."""
+    settings = TrainSettings()
+    asked = fingerprint(settings, recipe(method))["rollouts"]
+    probes = normaliser_and_clip(asked, settings, 4)
+    assert all(probe[1] for probe in probes), probes
 
 
 @pytest.mark.parametrize("method", ["relift", "mifo", "hpt"])

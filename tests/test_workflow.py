@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("scale", "shards", "fetches", "questions", "audits"),
-    [("laptop", 1, 0, 6, 1), ("gpu", 2, 10, 5, 2), ("cluster", 4, 12, 7, 2)],
+    [("laptop", 1, 0, 6, 2), ("gpu", 2, 10, 5, 3), ("cluster", 4, 12, 7, 3)],
 )
 def test_dry_run_of_every_scale(scale, shards, fetches, questions, audits, tmp_path):
     shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")

@@ -8,6 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def circumstances() -> dict:
     }
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions of those of the packages that are installed."""
     found = {}
     for package in packages:

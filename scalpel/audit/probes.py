@@ -19,6 +19,7 @@ from scalpel.artifact.files import write_atomically
 from scalpel.audit.referee import TOLERANCE, Batches, Example, classify
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
+from scalpel.methods.faults import Weight
 from scalpel.methods.ranks import Ranks
 
 LENGTHS = (3, 40, 7, 25, 11, 60, 5, 30)  # tokens of the answers, in turn: unequal over ranks and micro-batches
@@ -33,6 +34,12 @@ FIXES = {  # what is known of wrong objectives: package, and what to say
         "transformers",
         "the model's loss must take num_items_in_batch (transformers 4.46)",
     ),
+}
+OF_PROBES = {
+    "normaliser": "trl",
+    "clip norm": "accelerate",
+    "chat template": "transformers",
+    "log-prob": "transformers",
 }
 
 
@@ -75,8 +82,13 @@ def tiny_model(vocabulary: int):
     return Olmo2ForCausalLM(config).float()
 
 
-def take_step(batches: Batches, settings: TrainSettings, folder: Path) -> dict[str, torch.Tensor]:
-    """Old less new value of every parameter after one step of the trainer; a collective of all ranks."""
+def take_step(
+    batches: Batches, settings: TrainSettings, folder: Path, weights: list[Weight] | None = None
+) -> dict[str, torch.Tensor]:
+    """Old less new value of every parameter after one step of the trainer; a collective of all ranks.
+
+    weights: of the tokens of each sequence, micro-batch after micro-batch and of each rank after rank.
+    """
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
     from transformers.trainer_callback import PrinterCallback
@@ -119,6 +131,7 @@ def take_step(batches: Batches, settings: TrainSettings, folder: Path) -> dict[s
         micro_batches=places,
         uuids={row: "" for row in range(len(sequences))},
         journal=Journal(folder / "asked.jsonl", QUESTIONS),
+        weights=weights,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     before = {name: tensor.detach().clone() for name, tensor in tiny_model(model.config.vocab_size).named_parameters()}
@@ -165,6 +178,10 @@ def probe(settings: TrainSettings, accumulation: int) -> list[Probe]:
 def audit(settings: TrainSettings, fingerprint: dict, out: Path) -> None:
     """Run the probes and write out/audit.json; UserError naming the probe that failed and what is known of it."""
     probes = probe(settings, fingerprint["accumulation"])
+    if asked := fingerprint.get("rollouts"):
+        from scalpel.audit.rollout_probes import rollout_probes
+
+        probes += rollout_probes(asked, settings, fingerprint["accumulation"])
     if not Ranks.here().first:
         return
     write_atomically(out / "audit.json", json.dumps([p._asdict() for p in probes], indent=1) + "\n")
@@ -181,4 +198,7 @@ def known(failed: Probe) -> str:
     for names, (package, words) in FIXES.items():
         if any(name in failed.found for name in names) or (failed.name == "accumulation" and names is LOST):
             return f" Installed is {package} {metadata.version(package)}; {words}."
+    package = next((package for name, package in OF_PROBES.items() if failed.name.startswith(name)), None)
+    if package:
+        return f" Installed is {package} {metadata.version(package)}; no version that does so is known here."
     return ""

@@ -25,10 +25,10 @@ class Example(NamedTuple):
 Batches = list[list[list[Example]]]  # by rank, micro-batch and sequence
 
 
-def negative_log_likelihood(model, example: Example, first: int, last: int) -> torch.Tensor:
-    """Sum of -log p of the tokens first ... last - 1, in nats."""
+def negative_log_likelihood(model, example: Example, first: int, last: int, temperature: float = 1.0) -> torch.Tensor:
+    """Sum of -log p of the tokens first ... last - 1, in nats, at a temperature."""
     ids = torch.tensor([example.ids])
-    logits = model(input_ids=ids).logits[0, first - 1 : last - 1].float()
+    logits = model(input_ids=ids).logits[0, first - 1 : last - 1].float() / temperature
     return torch.nn.functional.cross_entropy(logits, ids[0, first:last], reduction="sum")
 
 

@@ -354,7 +354,7 @@ def _train(known: Known, step: Step) -> Spent:
     if work.written:
         kept = kept + product(work.written, 2 * CHARACTERS)  # rollouts.parquet: text and ids
         server = settings["server"]
-        writing = server["gpus"] * max(1, server["nodes"]) if server else training
+        writing = max(1, server["gpus"]) * max(1, server["nodes"]) if server else training  # a server may have none
         hours = hours + product(work.written, 2, n) / product(writing, PEAK, WRITING, 3600)
     files = 12 * recipe.checkpoints + (settings["keep_state"] + 1) * (12 + 2 * training) + 10
     return Spent(hours, kept, running, files)

@@ -6,18 +6,21 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from scalpel.artifact.checking import CHECKED
 from scalpel.artifact.files import ROOT
 from scalpel.launch import slurm
 
 DEVICES = "SCALPEL_DEVICES"  # the GPUs a child may see; SLURM sets CUDA_VISIBLE_DEVICES again for every step
+EXTENSIONS = "TORCH_EXTENSIONS_DIR"  # where torch compiles and keeps extensions
 
 
 @dataclass
@@ -127,6 +130,31 @@ def prepare_child() -> None:
         sys.exit("the launcher ended before its child began")
     if DEVICES in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[DEVICES]
+
+
+def compile_on_this_host() -> None:
+    """Let what DeepSpeed compiles lie in a folder of this host's own, without locks of compilers that were killed.
+
+    torch waits for ever for such a lock. A living compiler has it open, as this host's /proc shows.
+    """
+    if EXTENSIONS not in os.environ:
+        return
+    folder = Path(os.environ[EXTENSIONS]) / socket.gethostname()
+    os.environ[EXTENSIONS] = str(folder)
+    if os.environ.get("LOCAL_RANK") == "0":
+        for lock in folder.glob("*/lock"):
+            if not is_open(lock):
+                lock.unlink(missing_ok=True)
+
+
+def is_open(path: Path) -> bool:
+    """Whether a process of this host's, as far as this user may see them, has a file open."""
+    whole = os.path.realpath(path)
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == whole:
+                return True
+    return False
 
 
 def wait_for_end_of_input() -> None:

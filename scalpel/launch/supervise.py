@@ -22,7 +22,7 @@ from scalpel.errors import AGAIN, FINAL, Interrupted, Passing, UserError
 from scalpel.inference import EngineSettings
 from scalpel.inference.meeting import ServerOrder
 from scalpel.launch import slurm
-from scalpel.launch.crew import DEVICES, Crew
+from scalpel.launch.crew import DEVICES, EXTENSIONS, Crew
 from scalpel.launch.servers import RolloutServers
 from scalpel.methods import METHODS
 
@@ -95,7 +95,7 @@ def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str]
     if not devices:
         common |= {"DS_ACCELERATOR": "cpu"}
     if os.access(sys.prefix, os.W_OK):  # what DeepSpeed compiles belongs to this environment and its torch
-        common |= {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")}
+        common |= {EXTENSIONS: os.environ.get(EXTENSIONS, f"{sys.prefix}/torch_extensions")}
     names = []
     for rank in range(world):
         node, local = divmod(rank, settings.ranks)

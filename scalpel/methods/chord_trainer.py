@@ -36,4 +36,4 @@ class CHORDTrainer(DemonstrationTrainer):
         return super().metrics(groups) | {"chord/mu": self.mu}
 
 
-train, trl_config = entries(CHORDTrainer)
+train, trl_config, parts = entries(CHORDTrainer)

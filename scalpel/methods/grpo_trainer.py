@@ -13,7 +13,7 @@ import torch
 
 from scalpel.methods.grpo import GRPO, GRPORecipe
 from scalpel.methods.loop import TrainingRun
-from scalpel.methods.rollouts import Rollout, RolloutTrainer, train_rollouts, trl_rollout_config
+from scalpel.methods.rollouts import Parts, Rollout, RolloutTrainer, train_rollouts, trl_rollout_config
 
 ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 
@@ -49,7 +49,13 @@ def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str,
     return trl_rollout_config(run, steps, config(run.recipe), gpu)
 
 
+def parts(recipe: GRPORecipe) -> Parts:
+    """What a run is made of."""
+    return Parts(GRPOCreditTrainer, config(recipe), recipe.loss_type)
+
+
 def train(run: TrainingRun) -> None:
     """Carry out one run (scalpel/methods/run.py)."""
     GRPO.check(run.recipe, run.settings)
-    train_rollouts(run, GRPOCreditTrainer, config(run.recipe))
+    made = parts(run.recipe)
+    train_rollouts(run, made.trainer, made.config)

@@ -11,4 +11,4 @@ class HPTTrainer(SkippingTrainer):
         return sum(rollout.rewards["accuracy"] == 1.0 for rollout in group) <= self.recipe.gate
 
 
-train, trl_config = entries(HPTTrainer)
+train, trl_config, parts = entries(HPTTrainer)

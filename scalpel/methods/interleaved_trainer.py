@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from scalpel.methods.mixed import MixedTrainer, parts
+from scalpel.methods.mixed import MixedTrainer, cut
 from scalpel.methods.rollouts import EXPERT, Rollout
 from scalpel.methods.second_optimizer import SecondOptimizer
 
@@ -80,7 +80,7 @@ class InterleavedTrainer(MixedTrainer):
                 ]
             )
         size = self.run.settings.sequences_per_device
-        mine = parts(traces, self.ranks.count)
+        mine = cut(traces, self.ranks.count)
         passes = -(-max(map(len, mine)) // size)
         lengths = [len(trace.ids) for trace in traces]
         counts = sum(map(self.learnt_count, lengths)), sum(lengths)

@@ -1,6 +1,7 @@
 """TRL's SFTTrainer on a schedule: the one place that overrides what is private in it.
 
-Loss: the mean over all trained tokens of the step, across micro-batches and ranks.
+Loss: the mean over all trained tokens of the step, across micro-batches and ranks; where sequences are given weights
+(faults.py), the sum of them over tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
+from scalpel.methods.faults import Weight
 from scalpel.methods.loop import MethodTrainer, mean_by_tokens
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.state import Journal
@@ -42,17 +44,21 @@ class Places(torch.utils.data.Dataset):
 class LikelihoodTrainer(MethodTrainer, SFTTrainer):
     """SFTTrainer that takes its micro-batches from a schedule instead of a sampler, and writes down what it asked.
 
-    schedule: row of each place. micro_batches: places of each micro-batch of all ranks (`micro_batches`).
+    schedule: row of each place. micro_batches: places of each micro-batch of all ranks (`micro_batches`). weights: of
+    the tokens of each place, in the place of one over their number in the step.
     """
 
     def __init__(
         self, *args, schedule: list[int], micro_batches: list[list[int]], uuids: dict[int, str], journal: Journal,
-        least_rate: float = 0.0, **kwargs,
+        least_rate: float = 0.0, weights: list[Weight] | None = None, **kwargs,
     ):  # fmt: skip
         self.schedule, self.micro_batches, self.uuids, self.journal = schedule, micro_batches, uuids, journal
         self.least_rate = least_rate
         self._trained_tokens: list[int] = []  # of each micro-batch since the last log
         super().__init__(*args, **kwargs)
+        self.weights = weights
+        if weights is not None:
+            self.compute_loss_func = self._weighted
 
     def get_train_dataloader(self) -> DataLoader:
         places = Places(self.train_dataset, self.schedule)
@@ -69,7 +75,8 @@ class LikelihoodTrainer(MethodTrainer, SFTTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         ranks = Ranks.here()
-        positions = sorted(p for p in ranks.everyone(inputs.pop("position").tolist()) if p != BLANK)
+        mine = inputs.pop("position").tolist()
+        positions = sorted(p for p in ranks.everyone(mine) if p != BLANK)
         step = self.state.global_step + 1
         if ranks.first:
             rows = [(position, self.schedule[position]) for position in positions]
@@ -78,7 +85,19 @@ class LikelihoodTrainer(MethodTrainer, SFTTrainer):
             )
         trained = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self._trained_tokens.append(sum(ranks.everyone([trained])))
+        if self.weights is not None:
+            self._mine = [Weight(0.0, 0.0) if place == BLANK else self.weights[place] for place in mine]
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _weighted(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+        """Value: the loss that is reported; gradient: that of the tokens learnt from."""
+        logits, wanted = outputs.logits[:, :-1].float(), labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none"
+        ).sum(1)
+        logged, learnt = (torch.tensor(column, device=losses.device) for column in zip(*self._mine, strict=True))
+        loss = (losses * learnt).sum()
+        return loss + ((losses * logged).sum() - loss).detach()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mean_by_tokens(self._metrics["train"], MEANS, self._trained_tokens)

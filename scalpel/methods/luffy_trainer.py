@@ -42,4 +42,4 @@ class LUFFYTrainer(MixedTrainer):
     columns = MixedTrainer.columns | {"expert_advantage": "expert_advantage", "expert_accuracy": "expert_accuracy"}
 
 
-train, trl_config = entries(LUFFYTrainer)
+train, trl_config, parts = entries(LUFFYTrainer)

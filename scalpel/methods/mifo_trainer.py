@@ -107,4 +107,4 @@ def _like(parameter, local: torch.Tensor):
     )
 
 
-train, trl_config = entries(MIFOTrainer)
+train, trl_config, parts = entries(MIFOTrainer)

@@ -20,7 +20,7 @@ from trl import GRPOConfig
 from scalpel.methods import METHODS
 from scalpel.methods.loop import TrainingRun
 from scalpel.methods.mixed_recipe import MixedRecipe, accumulation
-from scalpel.methods.rollouts import COLUMNS, EXPERT, Rollout, RolloutTrainer, arguments, train_rollouts
+from scalpel.methods.rollouts import COLUMNS, EXPERT, Parts, Rollout, RolloutTrainer, arguments, train_rollouts
 from scalpel.methods.token_losses import is_clipped, kl_from, surrogate
 
 ALMOST_NOTHING = 1e-6  # added to standard deviations, as the forks do
@@ -96,13 +96,13 @@ class MixedTrainer(RolloutTrainer):
     def micro_batches_per_step(self) -> int:
         return accumulation(self.recipe, self.run.settings.sequences_per_device, self.ranks.count)
 
-    def portions(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
+    def portions(self, rollouts: list[Rollout], rank: int) -> list[list[Rollout]]:
         """As equal as may be over ranks, then micro-batches; a blank row where there would be none."""
-        return self.blanked(parts(rollouts, self.ranks.count)[self.ranks.rank], self.accumulation)
+        return self.blanked(cut(rollouts, self.ranks.count)[rank], self.accumulation)
 
     def blanked(self, rollouts: list[Rollout], count: int) -> list[list[Rollout]]:
         """In `count` micro-batches."""
-        return [part or [BLANK] for part in parts(rollouts, count)]
+        return [part or [BLANK] for part in cut(rollouts, count)]
 
     def learns(self, rollout: Rollout) -> bool:
         return rollout is not BLANK and super().learns(rollout)
@@ -231,7 +231,7 @@ class DemonstrationTrainer(MixedTrainer):
         return [rollout for rollout in group if rollout.origin == EXPERT or rollout.advantage is not None]
 
 
-def parts(items: list, count: int) -> list[list]:
+def cut(items: list, count: int) -> list[list]:
     """`items` in `count` consecutive parts whose sizes differ by one at most."""
     bounds = [round(number * len(items) / count) for number in range(count + 1)]
     return [items[start:end] for start, end in pairwise(bounds)]
@@ -244,8 +244,9 @@ def config(recipe: MixedRecipe) -> dict[str, Any]:
     return sizes | {"loss_type": "dr_grpo", "beta": recipe.beta}
 
 
-def entries(trainer: type[MixedTrainer]) -> tuple[Callable, Callable]:
-    """What a trainer module offers (scalpel/methods/run.py, scripts/show.py): `train` and `trl_config`."""
+def entries(trainer: type[MixedTrainer]) -> tuple[Callable, Callable, Callable]:
+    """What a trainer module offers (scalpel/methods/run.py, scripts/show.py, scalpel/audit): `train`, `trl_config` and
+    `parts`."""
 
     def train(run: TrainingRun) -> None:
         METHODS[run.recipe.method].check(run.recipe, run.settings)
@@ -256,4 +257,7 @@ def entries(trainer: type[MixedTrainer]) -> tuple[Callable, Callable]:
         micro_batches = accumulation(run.recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
         return GRPOConfig, arguments(run, steps, micro_batches, config(run.recipe), gpu)
 
-    return train, trl_config
+    def parts(recipe: MixedRecipe) -> Parts:
+        return Parts(trainer, config(recipe))
+
+    return train, trl_config, parts

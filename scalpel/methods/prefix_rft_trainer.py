@@ -93,4 +93,4 @@ class PrefixRFTTrainer(MixedTrainer):
         return found | ({"prefix/accuracy": sum(right) / len(right)} if right else {})
 
 
-train, trl_config = entries(PrefixRFTTrainer)
+train, trl_config, parts = entries(PrefixRFTTrainer)

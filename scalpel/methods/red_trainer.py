@@ -72,4 +72,4 @@ class REDTrainer(DemonstrationTrainer):
         self.entropies, self.changes = kept["entropies"], kept["changes"]
 
 
-train, trl_config = entries(REDTrainer)
+train, trl_config, parts = entries(REDTrainer)

@@ -14,4 +14,4 @@ class ReLIFTTrainer(InterleavedTrainer):
         return all(rollout.rewards["accuracy"] == 0.0 for rollout in group)
 
 
-train, trl_config = entries(ReLIFTTrainer)
+train, trl_config, parts = entries(ReLIFTTrainer)

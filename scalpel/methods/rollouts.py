@@ -223,11 +223,11 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """Of each rank, in every optimizer step."""
         return rollout_accumulation(self.recipe, self.run.settings.sequences_per_device, self.ranks.count)
 
-    def portions(self, rollouts: list[Rollout]) -> list[list[Rollout]]:
-        """What each of this rank's micro-batches holds: equal parts, as TRL's losses take it for granted."""
-        mine, count = self.ranks.share(rollouts), self.accumulation
-        size = len(mine) // count
-        return [mine[number * size : (number + 1) * size] for number in range(count)]
+    def portions(self, rollouts: list[Rollout], rank: int) -> list[list[Rollout]]:
+        """What each of a rank's micro-batches holds: equal parts, as TRL's losses take it for granted."""
+        size = len(rollouts) // (self.ranks.count * self.accumulation)
+        first = rank * self.accumulation
+        return [rollouts[number * size : (number + 1) * size] for number in range(first, first + self.accumulation)]
 
     def counts(self, rollouts: list[Rollout]) -> dict[str, torch.Tensor]:
         """What the loss divides by, counted over all ranks; it goes with every micro-batch."""
@@ -366,7 +366,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
     def micro_batches(self, rollouts: list[Rollout]) -> list[dict[str, Any]]:
         """This rank's micro-batches of one update, as tensors."""
         counts, found = self.counts(rollouts), []
-        for portion in self.portions(rollouts):
+        for portion in self.portions(rollouts, self.ranks.rank):
             inputs = self.tensors(portion) | counts
             with torch.no_grad():
                 if self.per_batch > 1:
@@ -537,6 +537,18 @@ def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], 
             f"a prompt of {longest} tokens and {recipe.max_completion_tokens} completion tokens exceed the model's "
             f"{room} positions; set filter.max_prompt_tokens to {room - recipe.max_completion_tokens} or less."
         )
+
+
+class Parts(NamedTuple):
+    """What a method is made of, and what the audit probes.
+
+    config: arguments of GRPOConfig that it adds. normaliser: what its loss is summed over, by TRL's name of a loss
+    type; None for a loss of another form.
+    """
+
+    trainer: type[RolloutTrainer]
+    config: dict[str, Any]
+    normaliser: str | None = None
 
 
 def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any]) -> None:

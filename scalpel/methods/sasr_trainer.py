@@ -59,4 +59,4 @@ class SASRTrainer(DemonstrationTrainer):
         self.sft, (self.warmup_norm, self.last_norm) = kept["sft"], kept["norms"]
 
 
-train, trl_config = entries(SASRTrainer)
+train, trl_config, parts = entries(SASRTrainer)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from scalpel.config.training import MethodRecipe
-from scalpel.config.types import Positive, Tokens
+from scalpel.config.types import Positive, Tokens, later
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.methods.method import Method, RowSizes, Work
 
@@ -25,11 +25,38 @@ class SFTRecipe(MethodRecipe):
     steps: Positive | None = None
     max_tokens: Tokens = 4096
     loss_on: Literal["all", "completion"] = "all"
+    # Bugs of frameworks, emulated (scalpel/methods/faults.py): which micro-batches of each rank reach the optimizer,
+    # and what the loss is a mean of: all tokens of the step; those of a micro-batch of one rank, then micro-batches;
+    # those of a rank, then ranks. Ranks and micro-batches are those of the emulated layout.
+    micro_batches: Literal["all", "first_and_last", "first"] = later("all", as_before="all")
+    loss_mean: Literal["token", "group", "rank"] = later("token", as_before="token")
+    emulated_ranks: Annotated[int, Field(gt=0, le=10**4)] = later(1, as_before=1)
+    emulated_accumulation: Annotated[int, Field(gt=0, le=10**4)] = later(1, as_before=1)
+
+    @property
+    def right(self) -> bool:
+        """Whether the objective is the mean over all trained tokens of the step."""
+        return self.micro_batches == "all" and self.loss_mean == "token"
 
     @model_validator(mode="after")
     def _one_length(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
+
+    @model_validator(mode="after")
+    def _layout(self):
+        """A layout on which the bug shows; none where there is no bug."""
+        ranks, accumulation = self.emulated_ranks, self.emulated_accumulation
+        if self.right and ranks * accumulation > 1:
+            raise ValueError("`emulated_ranks` and `emulated_accumulation` go with `micro_batches` or `loss_mean`")
+        least = {"all": 1, "first": 2, "first_and_last": 3}[self.micro_batches]
+        if accumulation < least:
+            raise ValueError(f"micro_batches {self.micro_batches} needs `emulated_accumulation` of {least} or more")
+        if self.loss_mean == "rank" and ranks < 2:
+            raise ValueError("loss_mean rank needs `emulated_ranks` of 2 or more")
+        if self.loss_mean == "group" and ranks * accumulation < 2:
+            raise ValueError("loss_mean group needs `emulated_ranks` or `emulated_accumulation` of 2 or more")
         return self
 
 

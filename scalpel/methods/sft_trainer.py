@@ -15,6 +15,7 @@ from trl import SFTConfig
 from scalpel.artifact.files import STATE
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.errors import UserError
+from scalpel.methods.faults import weights
 from scalpel.methods.freezing import freeze
 from scalpel.methods.likelihood import LikelihoodTrainer, micro_batches
 from scalpel.methods.loop import (
@@ -102,12 +103,15 @@ def train(run: TrainingRun) -> None:
          "flops": step_flops(model, tokens)}
         for step in steps
     ]  # fmt: skip
+    dataset = tokenized(tokenizer, rows, list(dict.fromkeys(places)), recipe)
+    lengths = zip(dataset["row"], dataset["input_ids"], dataset["trained_from"], strict=True)
+    trained = {row: len(ids) - start for row, ids, start in lengths}
     journal = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
     saving = Saving(run, saved_at, [journal])
     trainer = LikelihoodTrainer(
         model=model,
         args=SFTConfig(**arguments(run, len(steps), accumulation)),
-        train_dataset=tokenized(tokenizer, rows, list(dict.fromkeys(places)), recipe),
+        train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[saving],
         schedule=places,
@@ -115,6 +119,7 @@ def train(run: TrainingRun) -> None:
         uuids={row: rows[row]["uuid"] for row in places},
         journal=journal,
         least_rate=recipe.least_rate,
+        weights=weights(recipe, [[trained[row] for row in step] for step in steps]),
     )
     log = carry_out(trainer, saving, run, COLUMNS)
     if log is not None:

@@ -60,4 +60,4 @@ class SRFTTrainer(LUFFYTrainer):
         return weight
 
 
-train, trl_config = entries(SRFTTrainer)
+train, trl_config, parts = entries(SRFTTrainer)

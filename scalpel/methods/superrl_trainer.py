@@ -12,4 +12,4 @@ class SuperRLTrainer(GatedTrainer):
         return not bool((rewards > 0).any())  # what cannot be graded earns none
 
 
-train, trl_config = entries(SuperRLTrainer)
+train, trl_config, parts = entries(SuperRLTrainer)

@@ -61,4 +61,4 @@ class TemplateRLTrainer(MixedTrainer):
         return found | {"template/distance": sum(away) / len(away), "template/tokens": sum(more) / len(more)}
 
 
-train, trl_config = entries(TemplateRLTrainer)
+train, trl_config, parts = entries(TemplateRLTrainer)

@@ -57,4 +57,4 @@ class UFTTrainer(MixedTrainer):
         return super().metrics(groups) | found | {"uft/share": sum(n / whole for n, whole in hints) / len(hints)}
 
 
-train, trl_config = entries(UFTTrainer)
+train, trl_config, parts = entries(UFTTrainer)

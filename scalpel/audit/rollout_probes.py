@@ -1,0 +1,396 @@
+"""Probes of a method that learns from its own completions, on the very trainer class that runs use.
+
+* normaliser: one SGD step of rate 1 on rollouts with known rewards, credited by the method. At ratio 1 the gradient is
+  that of sum(-A log p) over *something*: the referee says over what, whatever the recipe calls it.
+* clip norm: the same step with half the gradient's norm as `max_grad_norm`; the step's own norm is what acted.
+* chat template: ids of one conversation as SFT, the rollouts, KL and both harnesses of evaluation make them, and the
+  token that ends it, under every named template.
+* log-probabilities: those that an inference engine gives its completions against the trainer's of the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from scalpel.audit.probes import Probe, tiny_model
+from scalpel.audit.referee import TOLERANCE, Example, negative_log_likelihood
+from scalpel.chat import TEMPLATES, load_tokenizer, template_text, token_ids
+from scalpel.config.training import Trainable, TrainSettings
+from scalpel.methods import METHODS
+from scalpel.methods.loop import Saving, TrainingRun
+from scalpel.methods.ranks import Ranks
+from scalpel.methods.rollouts import MIXED, OWN, Journals, Rollout, RolloutTrainer
+from scalpel.methods.schedule import Questions
+
+NATS = {"transformers": 1e-4, "vllm": 1e-3}  # by which an engine's log-probabilities may differ from the trainer's
+MOST = 24  # tokens of a completion
+ROW = {"uuid": "u", "problem": "Tom has 2 pens and gets 3 more. How many?", "answer": "5",
+       "trace": "<think>\n2 + 3 = 5\n</think>\n<answer>\n5\n</answer>"}  # fmt: skip
+OF_LOSS_TYPES = {  # GRPO's names for it
+    "dr_grpo": "sequences x max_completion_tokens",
+    "dapo": "tokens of the step",
+    "grpo": "tokens of each sequence, then sequences",
+    "bnpo": "tokens of each micro-batch, then micro-batches",
+}
+
+
+class Credited(NamedTuple):
+    """One rollout as the step took it. example: the prompt's ids and its own."""
+
+    example: Example
+    advantage: float
+    learnt: bool
+
+
+Shares = list[list[list[Credited]]]  # by rank, micro-batch and sequence
+
+# ---------------------------------------------------------------- the referee's side
+
+
+def normalisers(most: int) -> dict[str, Callable[[Shares], list[float]]]:
+    """What each sequence's token sum is divided by, by name. Sequences in the order of rank and micro-batch."""
+
+    def tokens(one: Credited) -> int:
+        return len(one.example.ids) - one.example.prompt if one.learnt else 0
+
+    def count(shares: Shares) -> int:
+        return sum(len(batch) for rank in shares for batch in rank)
+
+    def each(shares: Shares, divisor: Callable[[list[Credited], Credited], float]) -> list[float]:
+        return [divisor(batch, one) for rank in shares for batch in rank for one in batch]
+
+    def batches(shares: Shares) -> int:
+        return sum(len(rank) for rank in shares)
+
+    return {
+        OF_LOSS_TYPES["dr_grpo"]: lambda s: each(s, lambda batch, one: count(s) * most),
+        OF_LOSS_TYPES["dapo"]: lambda s: each(s, lambda batch, one: sum(tokens(o) for r in s for b in r for o in b)),
+        OF_LOSS_TYPES["grpo"]: lambda s: each(s, lambda batch, one: count(s) * max(tokens(one), 1)),
+        OF_LOSS_TYPES["bnpo"]: lambda s: each(s, lambda batch, one: batches(s) * max(sum(map(tokens, batch)), 1)),
+        "tokens of each rank, then ranks": lambda s: [
+            len(s) * max(sum(tokens(o) for b in rank for o in b), 1) for rank in s for batch in rank for _ in batch
+        ],
+    }
+
+
+class Normaliser(NamedTuple):
+    """name: over what the loss is summed. scale: the gradient is so many times that one's. difference: relative."""
+
+    name: str
+    scale: float
+    difference: float
+
+
+def classify(step: dict[str, torch.Tensor], model, shares: Shares, most: int, temperature: float) -> list[Normaliser]:
+    """Every known normaliser and how near the step is to its gradient times the best factor; the nearest first."""
+    losses = [
+        one.advantage * one.learnt * negative_log_likelihood(
+            model, one.example, one.example.prompt, len(one.example.ids), temperature
+        )
+        for rank in shares for batch in rank for one in batch
+    ]  # fmt: skip
+    names = [name for name, _ in model.named_parameters()]
+    taken = torch.cat([step[name].double().flatten() for name in names])
+    found = []
+    for name, divisors in normalisers(most).items():
+        loss = sum(loss / divisor for loss, divisor in zip(losses, divisors(shares), strict=True))
+        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        gradient = torch.cat([g.double().flatten() for g in gradients])
+        scale = float(taken @ gradient / (gradient @ gradient))
+        found.append(Normaliser(name, scale, float((taken - scale * gradient).norm() / taken.norm())))
+    return sorted(found, key=lambda one: one.difference)
+
+
+# ---------------------------------------------------------------- the trainer's side
+
+
+def tokenizer_in(folder: Path, template: str):
+    """A tokenizer of a few words with a named template, saved and loaded as a model's is."""
+    from scalpel.toy.model import train_tokenizer
+
+    made = train_tokenizer([ROW["problem"], ROW["trace"]] * 20, 400, template_text(template))
+    made.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+@contextmanager
+def trainer_of(
+    asked: dict, settings: TrainSettings, accumulation: int, max_grad_norm: float
+) -> Iterator[tuple[RolloutTrainer, list[list[Rollout]]]]:
+    """The method's trainer on a tiny model, and an empty list that gets the groups it credits.
+
+    asked: fields of the method's recipe that decide its loss. Its completions are made up, so that lengths are unequal
+    over micro-batches and ranks, and of each question's two are right and one is cut off.
+    """
+    ranks = Ranks.here()
+    method = METHODS[asked["method"]]
+    held = {"beta": 0.0} if "beta" in method.Recipe.model_fields else {}  # KL has no gradient where a run begins
+    recipe = method.Recipe.model_validate(
+        asked | held | {
+            "learning_rate": 1.0, "schedule": "constant", "max_grad_norm": max_grad_norm, "checkpoints": 1, "steps": 1,
+            "updates": 1, "iterations": 1, "weight_decay": 0.0,  # what is taken is the gradient alone
+            "questions_per_step": accumulation, "generations": 4 * ranks.count, "max_completion_tokens": MOST,
+        }
+    )  # fmt: skip
+    parts = import_module(method.trainer).parts(recipe)
+    credited: list[list[Rollout]] = []
+
+    class Probed(parts.trainer):
+        def own(self, asks):
+            """The method's own place for what the policy writes."""
+            random, groups = np.random.default_rng(3), []
+            for ask in asks:
+                room = MOST - len(ask.prefix)
+                lengths = random.integers(min(3, room), room + 1, ask.samples)
+                ids = [[*ask.prefix, *random.integers(5, 200, length).tolist()] for length in lengths]
+                prompt, origin = ask.prompt or self.prompt(ask.row), MIXED if ask.prefix else OWN
+                groups.append(
+                    [
+                        Rollout(ask.row, ask.position, n, prompt, one, n != 2, origin, len(ask.prefix))
+                        for n, one in enumerate(ids)
+                    ]
+                )
+            return groups
+
+        def score(self, groups):
+            for group in groups:
+                for rollout in [rollout for rollout in group if not rollout.rewards]:
+                    rollout.rewards = {
+                        "accuracy": float(rollout.sample in (0, 3)),
+                        "format": float(rollout.sample == 1),
+                    }
+
+        def credit(self, groups):
+            super().credit(groups)
+            credited.extend(groups)
+
+    with tempfile.TemporaryDirectory(prefix="scalpel_") as name:
+        folder = Path(name)
+        tokenizer = tokenizer_in(folder, "scalpel_vs_hammer")
+        tokenizer.padding_side = "left"
+        rows = {row: {**ROW, "uuid": str(row)} for row in range(accumulation)}
+        asked_rows = np.arange(accumulation)
+        two = settings.model_copy(update={"sequences_per_device": 4, "server": None})
+        run = TrainingRun(recipe, folder, folder, folder, folder, 1, Trainable(), folder, two)
+        journals = Journals.of(folder)
+        saving = Saving(run, [10**9], list(journals))  # nothing is saved
+        trainer = Probed(
+            run, Questions(rows, asked_rows, asked_rows * 0), [asked_rows.tolist()], tiny_model(len(tokenizer)),
+            tokenizer, None, journals, saving, parts.config,
+        )  # fmt: skip
+        saving.trainer = trainer
+        trainer.args.optim = "sgd"
+        if settings.engine == "zero2":
+            trainer.accelerator.state.deepspeed_plugin.deepspeed_config |= {
+                "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+            }  # fmt: skip
+        yield trainer, credited
+
+
+def take_step(trainer: RolloutTrainer) -> dict[str, torch.Tensor]:
+    """Old less new value of every parameter after the trainer's one step; a collective of all ranks."""
+    from transformers.trainer_callback import PrinterCallback
+
+    from scalpel.inference.remote import full_weights
+
+    before = {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    after = dict(full_weights(trainer.accelerator.unwrap_model(trainer.model)))
+    return {name: before[name].cpu() - after[name].detach().float().cpu() for name in before}
+
+
+def shares_of(trainer: RolloutTrainer, groups: list[list[Rollout]]) -> Shares:
+    """The credited rollouts by rank and micro-batch, as the trainer cuts them."""
+    rollouts = [rollout for group in groups for rollout in trainer.taken(group)]
+
+    def credited(r: Rollout) -> Credited:
+        return Credited(Example(r.prompt + r.ids, len(r.prompt)), r.advantage or 0.0, trainer.learns(r))
+
+    return [
+        [[credited(rollout) for rollout in portion] for portion in trainer.portions(rollouts, rank)]
+        for rank in range(trainer.ranks.count)
+    ]
+
+
+# ---------------------------------------------------------------- the probes
+
+
+def normaliser_and_clip(asked: dict, settings: TrainSettings, accumulation: int) -> list[Probe]:
+    """What the loss is summed over, and the norm at which the gradient is clipped; a collective of all ranks."""
+    with trainer_of(asked, settings, accumulation, 1e9) as (trainer, groups):
+        step = take_step(trainer)
+        shares, vocabulary = shares_of(trainer, groups), trainer.model.config.vocab_size
+        recipe = trainer.recipe
+    nearest = classify(step, tiny_model(vocabulary), shares, MOST, recipe.temperature)[0]
+    norm = float(torch.cat([g.double().flatten() for g in step.values()]).norm())
+    known = nearest.difference < 100 * TOLERANCE
+    named_by_recipe = import_module(METHODS[recipe.method].trainer).parts(recipe).normaliser
+    wanted = OF_LOSS_TYPES.get(named_by_recipe, "none that is known here")
+    right = known and nearest.name == wanted and abs(nearest.scale - 1) < 100 * TOLERANCE
+    right = right or named_by_recipe is None  # the method's own tests compare its loss with a formula
+    times = "" if abs(nearest.scale - 1) < 100 * TOLERANCE else f", times {nearest.scale:.6g}"
+    named = f"{nearest.name}{times}" if known else f"none that is known (nearest differs by {nearest.difference:.2g})"
+    with trainer_of(asked, settings, accumulation, norm / 2) as (trainer, _):
+        clipped = take_step(trainer)
+    acted = float(torch.cat([g.double().flatten() for g in clipped.values()]).norm())
+    return [
+        Probe("normaliser", right, f"the loss is summed over: {named}; its recipe asks for {wanted}"),
+        Probe(
+            "clip norm",
+            abs(acted / (norm / 2) - 1) < 1e-4,
+            f"a gradient of norm {norm:.4g} is clipped to {acted:.4g} where {norm / 2:.4g} is asked for",
+        ),
+    ]
+
+
+def ids_by_stage(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
+    """(ids of the prompt, of the whole conversation) as each stage makes them from the tokenizer in `folder`."""
+    from lighteval.tasks.requests import Doc
+
+    from scalpel.analysis.kl import tokenised
+    from scalpel.config.evaluation import EvaluationRecipe
+    from scalpel.evaluation.lighteval_engine import LightevalEngine
+    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+    from scalpel.methods.sft import SFTRecipe
+    from scalpel.methods.sft_trainer import tokenized
+
+    tokenizer = load_tokenizer(folder)
+    sft = tokenized(tokenizer, {0: ROW}, [0], SFTRecipe(learning_rate=1, epochs=1, loss_on="completion"))[0]
+    kl = tokenised(tokenizer, 0, ROW["problem"], ROW["trace"])
+    rollouts = RolloutTrainer.__new__(RolloutTrainer)
+    rollouts.processing_class, rollouts.rows, rollouts.prompts = tokenizer, {0: ROW}, {}
+    rollouts.recipe = METHODS["grpo"].Recipe(learning_rate=1)
+    heard: list = []
+
+    class Heard:
+        """What is asked of an engine."""
+
+        max_length = 10**6
+
+        def complete(self, requests, *_):
+            heard.extend(requests)
+            return [[] for _ in requests]
+
+    doc = Doc(query=ROW["problem"], choices=[""], gold_index=0, task_name="x", id="0", generation_size=1, num_samples=1)
+    LightevalEngine(Heard(), tokenizer, EvaluationRecipe(tasks={"math_500": {}})).greedy_until([doc])
+    harness = LMEvalEngine(Heard(), tokenizer, 1)
+    turn = harness.apply_chat_template([{"role": "user", "content": ROW["problem"]}])
+    whole = token_ids(tokenizer, ROW["problem"], ROW["trace"])
+    return {
+        "SFT": (sft["input_ids"][: sft["trained_from"]], sft["input_ids"]),
+        "rollouts": (rollouts.prompt(0), rollouts.prompt(0) + rollouts.trace(0)),
+        "KL": (kl.ids[: kl.solution_start], kl.ids),
+        "evaluation by LightEval": (heard[0].prompt, whole),
+        "evaluation by lm-eval": (harness.tok_encode(turn), whole),
+    }
+
+
+def chat_template() -> Probe:
+    """Whether every stage feeds the same ids, and the token that ends a trained answer ends a sampled one."""
+    from scalpel.inference.requests import end_tokens
+
+    wrong = []
+    names = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="scalpel_") as folder:
+            tokenizer = tokenizer_in(Path(folder), name)
+            found = ids_by_stage(Path(folder))
+        wrong += [f"{stage} under {name}" for stage, ids in found.items() if ids != found["SFT"]]
+        if found["SFT"][1][-1] not in end_tokens(None, tokenizer.eos_token_id):
+            wrong.append(f"the end of an answer under {name}")
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            wrong.append(f"padding, which is EOS, under {name}")
+    said = ", ".join(wrong) or f"none ({', '.join(names)})"
+    return Probe("chat template", not wrong, f"other ids than SFT's: {said}")
+
+
+ENGINE = """
+import json, sys
+from pathlib import Path
+from scalpel.inference import EngineSettings, open_engine
+from scalpel.inference.requests import Request
+kind, model, asked = sys.argv[1:]
+asked = json.loads(asked)
+engine = open_engine(kind, Path(model), EngineSettings(memory_fraction=0.2, dtype="float32"))
+requests = [Request(prompt, (5, n), 3, 16) for n, prompt in enumerate(asked["prompts"])]
+print("FOUND " + json.dumps(engine.complete(requests, asked["temperature"], 1.0, True)))
+"""
+
+
+def log_probabilities(kind: str, asked: dict, settings: TrainSettings) -> Probe:
+    """Of an engine's completions, given by it and by the trainer; the engine runs in a process of its own."""
+    if find_spec(kind) is None:
+        return Probe(f"log-probabilities of {kind}", False, f"{kind} is not installed here, and the runs ask for it")
+    with trainer_of(asked, settings, 1, 1.0) as (trainer, _), tempfile.TemporaryDirectory(prefix="scalpel_") as name:
+        prompt = trainer.prompt(0)
+        prompts = [prompt, prompt[:-3], [*prompt, 9, 8, 7]]
+        trainer.model.save_pretrained(name)
+        trainer.processing_class.save_pretrained(name)
+        request = json.dumps({"prompts": prompts, "temperature": trainer.recipe.temperature})
+        done = subprocess.run([sys.executable, "-c", ENGINE, kind, name, request], capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+        if done.returncode or not lines:
+            said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+            return Probe(f"log-probabilities of {kind}", False, f"{kind} does not run: {said}")
+        worst, count = 0.0, 0
+        for ids, group in zip(prompts, json.loads(lines[-1].removeprefix("FOUND ")), strict=True):
+            for written, end, given in group:
+                whole = [*written, *([] if end is None else [end])]
+                inputs = trainer.tensors([Rollout(0, 0, 0, ids, whole, True)])
+                with torch.no_grad():
+                    theirs = trainer.log_probabilities(trainer.model, inputs)[0].float().cpu()
+                worst = max(worst, float((theirs - torch.tensor(given)).abs().max()))
+                count += len(whole)
+    return Probe(
+        f"log-probabilities of {kind}",
+        worst <= NATS[kind],
+        f"they differ from the trainer's by {worst:.1e} nats at most over {count} tokens; {NATS[kind]:.0e} are allowed",
+    )
+
+
+ALONE = """
+import json, sys
+from scalpel.audit.rollout_probes import log_probabilities
+from scalpel.config.training import TrainSettings
+kind, asked = sys.argv[1:]
+print("PROBE " + json.dumps(log_probabilities(kind, json.loads(asked), TrainSettings())))
+"""
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def alone(kind: str, asked: dict) -> Probe:
+    """`log_probabilities` in a process that is no rank: the trainer's own do not depend on how ranks share the work."""
+    clean = {k: v for k, v in os.environ.items() if k not in OF_RANKS and not k.startswith("ACCELERATE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, kind, json.dumps(asked)], env=clean, capture_output=True, text=True
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PROBE ")]
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        return Probe(f"log-probabilities of {kind}", False, f"they cannot be compared: {said}")
+    return Probe(*json.loads(lines[-1].removeprefix("PROBE ")))
+
+
+def rollout_probes(asked: dict, settings: TrainSettings, accumulation: int) -> list[Probe]:
+    """All of them; a collective of all ranks. asked: as `trainer_of`, with `inference`."""
+    found = normaliser_and_clip(asked, settings, accumulation)
+    if Ranks.here().first:
+        kind = asked["inference"]
+        found += [
+            chat_template(), log_probabilities(kind, asked, settings) if Ranks.here().count == 1 else alone(kind, asked)
+        ]  # fmt: skip
+    return found
