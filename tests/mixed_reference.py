@@ -93,7 +93,8 @@ def distance(found: dict, wanted: dict) -> float:
 
 @dataclass
 class Step:
-    """One optimizer step as a formula sees it. now, old, start: policies at the step, when its batch and the run began."""
+    """One optimizer step as a formula sees it. now, old, start: policies at the step, and when its batch and the run
+    began."""
 
     recipe: object
     groups: list
