@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from scalpel.methods.rollouts import EXPERT, Ask, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import EXPERT, Ask, Parts, RolloutTrainer, train_rollouts
 from scalpel.methods.second_optimizer import SecondOptimizer
 
 
@@ -64,5 +64,9 @@ class MixedTrainer(RolloutTrainer):
         self.buffer, self.second_steps = json.loads((directory / "buffer.json").read_text())
 
 
+def parts(recipe):
+    return Parts(MixedTrainer, {"loss_type": "dr_grpo", "beta": 0.0})
+
+
 def train(run):
-    train_rollouts(run, MixedTrainer, {"loss_type": "dr_grpo", "beta": 0.0})
+    train_rollouts(run, *parts(run.recipe)[:2])
