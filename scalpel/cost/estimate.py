@@ -12,6 +12,7 @@ another forward pass. Attention over earlier tokens is left out: some 4 % at 2,0
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,9 +134,12 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
     """Rows of a data step: read from it when it is finished, else assumed from its source."""
     directory = root / data.directory
     if data.finished(root):
-        table = pq.read_table(directory / "kept.parquet", columns=["tokens", "prompt_tokens"])
-        means = [sum(column.to_pylist()) / max(1, len(table)) for column in table.columns]
-        return KeptRows(RowSizes(len(table), means[0], means[1]), f"read from {directory / 'kept.parquet'}")
+        with contextlib.suppress(OSError, pa.ArrowException):  # damaged: the stage that reads it says so
+            table = pq.read_table(directory / "kept.parquet", columns=["tokens", "prompt_tokens"])
+            means = [sum(column.to_pylist()) / max(1, len(table)) for column in table.columns]
+            return KeptRows(RowSizes(len(table), means[0], means[1]), f"read from {directory / 'kept.parquet'}")
+    if data.stage != "data":
+        return kept_rows(data.inputs.get("data") or data.inputs["own"], root)
     most = data.recipe["filter"].get("max_prompt_tokens")
     prompt = min(PROMPT_TOKENS, most or PROMPT_TOKENS)
     if "toy" in data.inputs:
