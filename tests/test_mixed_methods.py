@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from scalpel.audit.fingerprint import fingerprint
 from scalpel.audit.rollout_probes import normaliser_and_clip
+from scalpel.config.load import load
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
@@ -18,6 +19,8 @@ from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.mixed import MixedTrainer
 from scalpel.methods.sft import SFTRecipe
 from scalpel.methods.token_losses import highest, kept_of
+from scalpel.plan import Plan
+from scalpel.plan.feasible import refuse_what_cannot_run
 from tests import mixed_reference as reference
 from tests.mixed_reference import Policy, Step, distance, look_into
 from tests.test_launch import SERVER, assert_same_training, make  # noqa: F401
@@ -298,6 +301,15 @@ def test_two_ranks_train_as_one(method, engine, make):  # noqa: F811
         np.testing.assert_array_equal(two.column("sft_updates"), one.column("sft_updates"))
         assert one.column("sft_updates").sum() > 0
         np.testing.assert_allclose(two.column("sft_loss"), one.column("sft_loss"), rtol=1e-3)
+
+
+def test_the_study_plans_at_laptop_scale():
+    """A run of every method that needs nothing given; each can be carried out and its cost be told."""
+    workflow = Path(__file__).resolve().parent.parent / "workflow"
+    plan = Plan(load({"studies": ["sft_then_rl"]}, workflow), workflow)
+    refuse_what_cannot_run(plan)
+    methods = {spec.recipe.method for spec in plan.config.studies["sft_then_rl"].runs.values()}
+    assert methods == {"sft", "grpo", *OWN} - {"template_rl"}
 
 
 # ---------------------------------------------------------------- parts
