@@ -3,7 +3,7 @@
 from typing import Literal
 
 from scalpel.methods.method import Method
-from scalpel.methods.rollout_recipe import RolloutRecipe, rollout_work
+from scalpel.methods.rollout_recipe import RolloutRecipe, rollout_accumulation, rollout_work
 
 
 class MixedRecipe(RolloutRecipe):
@@ -17,3 +17,4 @@ class Mixed(Method):
     samples = True
     trainer = "tests.mixed_trainer"
     work = staticmethod(rollout_work)
+    accumulation = staticmethod(rollout_accumulation)

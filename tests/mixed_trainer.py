@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from scalpel.methods.rollouts import EXPERT, RolloutTrainer, train_rollouts
+from scalpel.methods.rollouts import EXPERT, Ask, Parts, RolloutTrainer, train_rollouts
 from scalpel.methods.second_optimizer import SecondOptimizer
 
 
@@ -16,7 +16,7 @@ class MixedTrainer(RolloutTrainer):
         self.second = SecondOptimizer(self, self.recipe.learning_rate, 0.0, 1.0)
 
     def write(self, batch):
-        groups = self.own(batch, [self.recipe.generations - 1] * len(batch))
+        groups = self.own([Ask(position, row, self.recipe.generations - 1) for position, row in batch])
         for (position, row), group in zip(batch, groups, strict=True):
             group.append(self.expert(position, row, len(group)))
         return groups
@@ -64,5 +64,9 @@ class MixedTrainer(RolloutTrainer):
         self.buffer, self.second_steps = json.loads((directory / "buffer.json").read_text())
 
 
+def parts(recipe):
+    return Parts(MixedTrainer, {"loss_type": "dr_grpo", "beta": 0.0})
+
+
 def train(run):
-    train_rollouts(run, MixedTrainer, {"loss_type": "dr_grpo", "beta": 0.0})
+    train_rollouts(run, *parts(run.recipe)[:2])

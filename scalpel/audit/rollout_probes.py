@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scalpel.artifact.files import STATE
 from scalpel.audit.probes import Probe, tiny_model
 from scalpel.audit.referee import TOLERANCE, Example, negative_log_likelihood
 from scalpel.chat import TEMPLATES, load_tokenizer, template_text, token_ids
@@ -33,9 +32,8 @@ from scalpel.config.training import Trainable, TrainSettings
 from scalpel.methods import METHODS
 from scalpel.methods.loop import Saving, TrainingRun
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollouts import ROLLOUTS, Rollout, RolloutTrainer
+from scalpel.methods.rollouts import MIXED, OWN, Journals, Rollout, RolloutTrainer
 from scalpel.methods.schedule import Questions
-from scalpel.methods.state import QUESTIONS, Journal
 
 NATS = {"transformers": 1e-4, "vllm": 1e-3}  # by which an engine's log-probabilities may differ from the trainer's
 MOST = 24  # tokens of a completion
@@ -139,9 +137,11 @@ def trainer_of(
     """
     ranks = Ranks.here()
     method = METHODS[asked["method"]]
+    held = {"beta": 0.0} if "beta" in method.Recipe.model_fields else {}  # KL has no gradient where a run begins
     recipe = method.Recipe.model_validate(
-        asked | {
+        asked | held | {
             "learning_rate": 1.0, "schedule": "constant", "max_grad_norm": max_grad_norm, "checkpoints": 1, "steps": 1,
+            "updates": 1, "iterations": 1, "weight_decay": 0.0,  # what is taken is the gradient alone
             "questions_per_step": accumulation, "generations": 4 * ranks.count, "max_completion_tokens": MOST,
         }
     )  # fmt: skip
@@ -149,15 +149,17 @@ def trainer_of(
     credited: list[list[Rollout]] = []
 
     class Probed(parts.trainer):
-        def own(self, batch, samples, prefixes=None):
+        def own(self, asks):
             """The method's own place for what the policy writes."""
             random, groups = np.random.default_rng(3), []
-            for (position, row), count, prefix in zip(batch, samples, prefixes or [[]] * len(batch), strict=True):
-                lengths = random.integers(3, MOST - len(prefix), count)
-                ids = [[*prefix, *random.integers(5, 200, length).tolist()] for length in lengths]
+            for ask in asks:
+                room = MOST - len(ask.prefix)
+                lengths = random.integers(min(3, room), room + 1, ask.samples)
+                ids = [[*ask.prefix, *random.integers(5, 200, length).tolist()] for length in lengths]
+                prompt, origin = ask.prompt or self.prompt(ask.row), MIXED if ask.prefix else OWN
                 groups.append(
                     [
-                        Rollout(row, position, n, self.prompt(row), one, n != 2, prefix=len(prefix))
+                        Rollout(ask.row, ask.position, n, prompt, one, n != 2, origin, len(ask.prefix))
                         for n, one in enumerate(ids)
                     ]
                 )
@@ -165,7 +167,7 @@ def trainer_of(
 
         def score(self, groups):
             for group in groups:
-                for rollout in group:
+                for rollout in [rollout for rollout in group if not rollout.rewards]:
                     rollout.rewards = {
                         "accuracy": float(rollout.sample in (0, 3)),
                         "format": float(rollout.sample == 1),
@@ -183,7 +185,7 @@ def trainer_of(
         asked_rows = np.arange(accumulation)
         two = settings.model_copy(update={"sequences_per_device": 4, "server": None})
         run = TrainingRun(recipe, folder, folder, folder, folder, 1, Trainable(), folder, two)
-        journals = Journal(folder / STATE / "q.jsonl", QUESTIONS), Journal(folder / STATE / "r.jsonl", ROLLOUTS)
+        journals = Journals.of(folder)
         saving = Saving(run, [10**9], list(journals))  # nothing is saved
         trainer = Probed(
             run, Questions(rows, asked_rows, asked_rows * 0), [asked_rows.tolist()], tiny_model(len(tokenizer)),
@@ -213,13 +215,14 @@ def take_step(trainer: RolloutTrainer) -> dict[str, torch.Tensor]:
 
 def shares_of(trainer: RolloutTrainer, groups: list[list[Rollout]]) -> Shares:
     """The credited rollouts by rank and micro-batch, as the trainer cuts them."""
-    rollouts = [rollout for group in groups for rollout in group]
-    one = [Credited(Example(r.prompt + r.ids, len(r.prompt)), r.advantage, trainer.learns(r)) for r in rollouts]
-    count, size = trainer.ranks.count, trainer.micro_batch
-    share = -(-len(one) // count)
+    rollouts = [rollout for group in groups for rollout in trainer.taken(group)]
+
+    def credited(r: Rollout) -> Credited:
+        return Credited(Example(r.prompt + r.ids, len(r.prompt)), r.advantage or 0.0, trainer.learns(r))
+
     return [
-        [mine[i : i + size] for i in range(0, len(mine), size)]
-        for mine in (one[rank * share : (rank + 1) * share] for rank in range(count))
+        [[credited(rollout) for rollout in portion] for portion in trainer.portions(rollouts, rank)]
+        for rank in range(trainer.ranks.count)
     ]
 
 

@@ -355,6 +355,8 @@ def _train(known: Known, step: Step) -> Spent:
     running = product(settings["keep_state"] + 1, STATE_BYTES, n)
     work = method.work(recipe, known.kept(step).sizes)
     hours = product(work.trained, flops) / product(training, PEAK, BUSY, 3600)
+    if work.scored:
+        hours = hours + product(work.scored, 2, n) / product(training, PEAK, BUSY, 3600)
     if work.written:
         kept = kept + product(work.written, 2 * CHARACTERS)  # rollouts.parquet: text and ids
         server = settings["server"]

@@ -299,7 +299,10 @@ class MethodTrainer:
         return scheduler
 
     def after_step(self, step: int) -> None:
-        """Called on every rank when optimizer step `step` was taken, before anything of it is saved."""
+        """Called on every rank when optimizer step `step` was taken, before anything of it is logged or saved."""
+
+    def after_log(self, logs: dict[str, Any]) -> None:
+        """Called on every rank when a step was logged, before it is saved. grad_norm in `logs` is before clipping."""
 
     def save_more(self, directory: Path) -> None:
         """Called on every rank when a state is saved: write to it what the method itself resumes from."""
@@ -336,7 +339,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
     if saving.ranks.first:
         written = json.loads((state / COMPLETE).read_text())["journals"] if state else {}
         for journal in saving.journals:
-            journal.cut(written[journal.path.name]["bytes"] if state else 0)
+            journal.cut(written.get(journal.path.name, {"bytes": 0})["bytes"])
     with disk_errors(out, saving), stopping_on_signal(saving):
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     if saving.at < saving.total:

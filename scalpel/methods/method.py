@@ -21,6 +21,7 @@ class Work(NamedTuple):
 
     trained: Amount  # in forward and backward passes
     written: Amount | None = None  # sampled one by one
+    scored: Amount | None = None  # in forward passes alone
 
 
 class Method:

@@ -71,8 +71,8 @@ def rollout_accumulation(recipe: RolloutRecipe, sequences_per_device: int, ranks
     return sequences // (micro_batch_size(recipe, sequences_per_device, ranks) * ranks)
 
 
-def check_rollouts(recipe: RolloutRecipe, settings: TrainSettings) -> None:
-    """UserError when nobody could write the completions, or the ranks cannot share them."""
+def check_writers(recipe: RolloutRecipe, settings: TrainSettings) -> None:
+    """UserError when nobody could write the completions."""
     if settings.engine == "fsdp" and not settings.server:
         raise UserError(
             "train_settings: `engine: fsdp` keeps no whole model to write completions with; give a `server`, "
@@ -80,6 +80,11 @@ def check_rollouts(recipe: RolloutRecipe, settings: TrainSettings) -> None:
         )
     if recipe.inference == "vllm" and not settings.server:
         raise UserError("train_settings: `inference: vllm` writes completions in a server; give `server: {gpus: 1}`.")
+
+
+def check_rollouts(recipe: RolloutRecipe, settings: TrainSettings) -> None:
+    """UserError when nobody could write the completions, or the ranks cannot share them equally."""
+    check_writers(recipe, settings)
     micro_batch_size(recipe, settings.sequences_per_device, settings.ranks * settings.nodes)
 
 

@@ -6,9 +6,13 @@ TRL's. Methods subclass RolloutTrainer and override what they do differently:
 
 * `write`: where a question's rollouts come from (own completions, expert traces among them, a prefix of a trace);
 * `credit`: advantages from rewards;
+* `taken`: which of a question's rollouts the update learns from;
 * `loss`: of one micro-batch, from its log-probabilities;
-* `after_step`, `save_more`, `load_more`: what happens between steps, and what is resumed from (a buffer, a second
-  optimizer).
+* `metrics`, `columns`: what is logged of a step, and under which names;
+* `after_step`, `after_log`, `save_more`, `load_more`: what happens between steps, and what is resumed from (a buffer,
+  a second optimizer).
+
+scalpel/methods/mixed.py has what methods share that learn from expert traces, too.
 
 Several optimizer steps may be made of one batch of rollouts (`updates`, `iterations`); a run stopped among them
 resumes with the batch it had.
@@ -51,7 +55,7 @@ from scalpel.methods.loop import (
     write_log,
 )
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollout_recipe import RolloutRecipe, check_rollouts, micro_batch_size, rollout_accumulation
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
 from scalpel.weights import load_model
@@ -91,11 +95,31 @@ ROLLOUTS = pa.schema(
 )
 
 
+DEMONSTRATIONS = pa.schema(  # traces trained on by likelihood in updates of their own
+    {"step": pa.int64(), "row": pa.int64(), "uuid": pa.string(), "tokens": pa.int64()}
+)
+
+
+class Journals(NamedTuple):
+    """What is written down as a run goes along."""
+
+    questions: Journal
+    rollouts: Journal
+    demonstrations: Journal
+
+    @classmethod
+    def of(cls, out: Path) -> Journals:
+        schemas = (QUESTIONS, ROLLOUTS, DEMONSTRATIONS)
+        return cls(*(Journal(out / STATE / f"{name}.jsonl", s) for name, s in zip(cls._fields, schemas, strict=True)))
+
+
 @dataclass
 class Rollout:
     """One answer to one question. ids: token ids of the completion, with the one that ended it where it ended.
 
     prefix: how many of them are an expert trace's. rewards: by name; None where the gold answer cannot be parsed.
+    advantage: None where the policy gradient does not learn from it. prefix_advantage: of the prefix's tokens, where it
+    is another one. weight: of its likelihood terms.
     """
 
     row: int
@@ -107,7 +131,24 @@ class Rollout:
     origin: str = OWN
     prefix: int = 0
     rewards: dict[str, float | None] = field(default_factory=dict)
-    advantage: float = 0.0
+    advantage: float | None = 0.0
+    prefix_advantage: float | None = None
+    weight: float = 1.0
+
+
+class Ask(NamedTuple):
+    """`samples` completions of one question by the current policy.
+
+    position: of the question in the run's schedule. prefix: ids that the completions begin with. prompt: ids in place
+    of the question's own. tag: tells random numbers of one question apart.
+    """
+
+    position: int
+    row: int
+    samples: int
+    prefix: list[int] = []
+    prompt: list[int] | None = None
+    tag: tuple[int, ...] = ()
 
 
 class Update(NamedTuple):
@@ -119,19 +160,20 @@ class Update(NamedTuple):
 
 class RolloutTrainer(MethodTrainer, GRPOTrainer):
     """GRPOTrainer whose rollouts are written, graded and credited here. `config`: arguments of GRPOConfig that the
-    method adds."""
+    method adds. columns: names in the trainer's log -> names in log.parquet."""
+
+    columns = COLUMNS
 
     def __init__(
         self, run: TrainingRun, questions: Questions, steps: list[list[int]], model, tokenizer, grader: Grader,
-        journals: tuple[Journal, Journal], saving: Saving, config: dict[str, Any],
+        journals: Journals, saving: Saving, config: dict[str, Any],
     ):  # fmt: skip
         recipe: RolloutRecipe = run.recipe
         self.run, self.recipe, self.rows, self.grader, self.ranks = run, recipe, questions.rows, grader, Ranks.here()
         self.asked, self.least_rate = steps, recipe.least_rate
-        self.questions_journal, self.rollouts_journal = journals
+        self.journals = journals
         self.per_batch = recipe.updates * recipe.iterations  # optimizer steps made of one batch of rollouts
-        self.micro_batch = micro_batch_size(recipe, run.settings.sequences_per_device, self.ranks.count)
-        self.accumulation = rollout_accumulation(recipe, run.settings.sequences_per_device, self.ranks.count)
+        self.accumulation = self.micro_batches_per_step()
         self.opening = opening(tokenizer)
         self.prompts: dict[int, list[int]] = {}
         self.batch: list[Update] = []
@@ -151,11 +193,16 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         self.servers = Servers.of_environment(run.settings.server.start_seconds) if run.settings.server else None
         self.engine = None if self.servers else TransformersEngine(model, tokenizer, run.settings.completions_at_once)
 
+    @property
+    def batch_number(self) -> int:
+        """Batches of rollouts before the one that the step at hand learns from."""
+        return self.state.global_step // self.per_batch
+
     # ------------------------------------------------------------ what methods override
 
     def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
         """Rollouts of every question of a batch, given as (position, row); `generations` of each."""
-        return self.own(batch, [self.recipe.generations] * len(batch))
+        return self.own([Ask(position, row, self.recipe.generations) for position, row in batch])
 
     def credit(self, groups: list[list[Rollout]]) -> None:
         """Set each rollout's advantage: its reward less the mean of its question's."""
@@ -164,21 +211,40 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             for rollout, advantage in zip(group, centred.tolist(), strict=True):
                 rollout.advantage = advantage
 
+    def taken(self, group: list[Rollout]) -> list[Rollout]:
+        """The rollouts of a question that the update learns from."""
+        return group
+
     def loss(self, model, inputs: dict[str, Any]) -> torch.Tensor:
         """Loss of one micro-batch (`tensors` says what is in it), scaled so that micro-batches and ranks add up."""
         return super()._compute_loss(model, inputs)
 
+    def micro_batches_per_step(self) -> int:
+        """Of each rank, in every optimizer step."""
+        return rollout_accumulation(self.recipe, self.run.settings.sequences_per_device, self.ranks.count)
+
+    def portions(self, rollouts: list[Rollout], rank: int) -> list[list[Rollout]]:
+        """What each of a rank's micro-batches holds: equal parts, as TRL's losses take it for granted."""
+        size = len(rollouts) // (self.ranks.count * self.accumulation)
+        first = rank * self.accumulation
+        return [rollouts[number * size : (number + 1) * size] for number in range(first, first + self.accumulation)]
+
+    def counts(self, rollouts: list[Rollout]) -> dict[str, torch.Tensor]:
+        """What the loss divides by, counted over all ranks; it goes with every micro-batch."""
+        trained = sum(len(r.ids) for r in rollouts if self.learns(r))
+        return {"num_items_in_batch": torch.tensor(trained, device=self.accelerator.device)}
+
     # ------------------------------------------------------------ writing
 
-    def own(self, batch: list[tuple[int, int]], samples: list[int], prefixes: list[list[int]] | None = None):
-        """Completions by the current policy, `samples[i]` of question i, each after the ids `prefixes[i]` if given.
+    def own(self, asks: list[Ask]) -> list[list[Rollout]]:
+        """Completions by the current policy, a group for every ask.
 
-        Random numbers follow from the run's seed and the question's position alone.
+        Random numbers follow from the run's seed, the question's position and the ask's tag alone.
         """
-        prefixes = prefixes or [[] for _ in batch]
+        prompts = [self.prompt(ask.row) if ask.prompt is None else ask.prompt for ask in asks]
         requests = [
-            Request(self.prompt(row) + prefix, (self.run.seed, position), count, self.room(prefix))
-            for (position, row), prefix, count in zip(batch, prefixes, samples, strict=True)
+            Request(prompt + ask.prefix, (self.run.seed, ask.position, *ask.tag), ask.samples, self.room(ask.prefix))
+            for ask, prompt in zip(asks, prompts, strict=True)
         ]
         sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
         if self.servers:
@@ -190,13 +256,13 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             with self.accelerator.autocast():
                 found = self.ranks.everyone(self.engine.complete(self.ranks.share(requests), **sampling))
         groups = []
-        for (position, row), prefix, completions in zip(batch, prefixes, found, strict=True):
+        for ask, prompt, completions in zip(asks, prompts, found, strict=True):
             group = []
             for sample, completion in enumerate(completions):
                 ended = completion.end is not None
-                ids = [*prefix, *completion.ids, *([completion.end] if ended else [])]
-                origin = MIXED if prefix else OWN
-                group.append(Rollout(row, position, sample, self.prompt(row), ids, ended, origin, len(prefix)))
+                ids = [*ask.prefix, *completion.ids, *([completion.end] if ended else [])]
+                origin = MIXED if ask.prefix else OWN
+                group.append(Rollout(ask.row, ask.position, sample, prompt, ids, ended, origin, len(ask.prefix)))
             groups.append(group)
         return groups
 
@@ -226,8 +292,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
     # ------------------------------------------------------------ rewards
 
     def score(self, groups: list[list[Rollout]]) -> None:
-        """Grade every rollout: rewards `accuracy` and `format`. Each rank grades its share."""
-        rollouts = [rollout for group in groups for rollout in group]
+        """Grade every rollout without rewards: `accuracy` and `format`. Each rank grades its share."""
+        rollouts = [rollout for group in groups for rollout in group if not rollout.rewards]
         mine = self.ranks.share(rollouts)
         texts = self.texts(mine)
         right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
@@ -237,6 +303,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
 
     def texts(self, rollouts: list[Rollout]) -> list[str]:
         """What is graded: the completion, with the tag that the template itself opens the turn with."""
+        if not rollouts:
+            return []
         decoded = self.processing_class.batch_decode([self.said(r) for r in rollouts], skip_special_tokens=False)
         return [self.opening + text for text in decoded]
 
@@ -291,17 +359,15 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         for number in range(self.recipe.updates):
             share = groups[number * size : (number + 1) * size]
             self.journal(share, step + number + 1)
-            rollouts = [rollout for group in share for rollout in group]
+            rollouts = [rollout for group in share for rollout in self.taken(group)]
             updates.append(Update(self.micro_batches(rollouts), self.metrics(share)))
         return updates
 
     def micro_batches(self, rollouts: list[Rollout]) -> list[dict[str, Any]]:
         """This rank's micro-batches of one update, as tensors."""
-        trained = torch.tensor(sum(len(r.ids) for r in rollouts if self.learns(r)), device=self.accelerator.device)
-        mine = self.ranks.share(rollouts)
-        found = []
-        for start in range(0, len(mine), self.micro_batch):
-            inputs = self.tensors(mine[start : start + self.micro_batch]) | {"num_items_in_batch": trained}
+        counts, found = self.counts(rollouts), []
+        for portion in self.portions(rollouts, self.ranks.rank):
+            inputs = self.tensors(portion) | counts
             with torch.no_grad():
                 if self.per_batch > 1:
                     inputs["old_per_token_logps"] = self.log_probabilities(self.model, inputs)
@@ -325,7 +391,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             "prompt_mask": pad([torch.ones_like(p) for p in prompts], 0, "left").to(device),
             "completion_ids": pad(completions, blank, "right").to(device),
             "completion_mask": pad(masks, 0, "right").to(device),
-            "advantages": torch.tensor([r.advantage for r in rollouts], device=device),
+            "advantages": torch.tensor([r.advantage or 0.0 for r in rollouts], device=device),
         }
 
     def log_probabilities(self, model, inputs: dict[str, Any]) -> torch.Tensor:
@@ -346,9 +412,9 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             return
         asked = [{"step": step, "position": g[0].position, "row": g[0].row, "uuid": self.rows[g[0].row]["uuid"]}
                  for g in groups]  # fmt: skip
-        self.questions_journal.add(asked)
+        self.journals.questions.add(asked)
         rollouts = [rollout for group in groups for rollout in group]
-        self.rollouts_journal.add(
+        self.journals.rollouts.add(
             [
                 {
                     "step": step,
@@ -374,7 +440,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """What is logged of rollouts. Means over the completions the policy wrote: rewards, lengths, share cut off."""
         written = [rollout for group in groups for rollout in group if rollout.origin != EXPERT]
         totals = torch.cat(self.total_rewards(groups))[[r.origin != EXPERT for group in groups for r in group]]
-        metrics = {"reward": torch.nanmean(totals).item()}
+        metrics = {"reward": torch.nanmean(totals).item() if len(totals) else float("nan")}
         for name in ("accuracy", "format"):
             values = [r.rewards[name] for r in written if r.rewards[name] is not None]
             metrics[f"rewards/{name}"] = sum(values) / len(values) if values else float("nan")
@@ -392,6 +458,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         mean_by_tokens(self._metrics["train"], MEANS, self._tokens)
         self._tokens = []
         super().log(logs, start_time)
+        self.after_log(logs)
 
     # ------------------------------------------------------------ resuming
 
@@ -484,10 +551,10 @@ class Parts(NamedTuple):
     normaliser: str | None = None
 
 
-def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any], columns=COLUMNS) -> None:
-    """Carry out a run of a method that learns from rollouts. columns: names in the log -> names in log.parquet."""
+def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict[str, Any]) -> None:
+    """Carry out a run of a method that learns from rollouts."""
     recipe, settings = run.recipe, run.settings
-    check_rollouts(recipe, settings)
+    check_writers(recipe, settings)
     make_deterministic(run.seed, settings.threads)
     questions = read_questions(run.kept, run.order)
     steps = schedule(recipe, questions)
@@ -497,34 +564,39 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
     model = load_model(run.start, training_dtype(recipe, settings))
     freeze(model, run.trainable)
     check_room(model, tokenizer, questions.rows, steps, recipe)
-    asked = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
-    written = Journal(run.out / STATE / "rollouts.jsonl", ROLLOUTS)
-    saving = Saving(run, saved_at, [asked, written])
+    journals = Journals.of(run.out)
+    saving = Saving(run, saved_at, list(journals))
     with Grader(recipe.answer_rule) as grader:
-        made = trainer(run, questions, steps, model, tokenizer, grader, (asked, written), saving, config)
-        log = carry_out(made, saving, run, columns)
+        made = trainer(run, questions, steps, model, tokenizer, grader, journals, saving, config)
+        log = carry_out(made, saving, run, made.columns)
     if log is not None:
-        asked.write_parquet(run.out / "questions.parquet")
-        written.write_parquet(run.out / "rollouts.parquet")
-        write_log(log, spent(recipe, written, model, len(log)), run.out)
+        for name, journal in journals._asdict().items():
+            if name != "demonstrations" or journal.path.stat().st_size:
+                journal.write_parquet(run.out / f"{name}.parquet")
+        write_log(log, spent(recipe, journals, model, len(log)), run.out)
 
 
-def spent(recipe: RolloutRecipe, rollouts: Journal, model, steps: int) -> list[dict]:
+def spent(recipe: RolloutRecipe, journals: Journals, model, steps: int) -> list[dict]:
     """What each step cost: questions first asked in it, tokens trained on, tokens written, FLOPs."""
-    per_batch, found = (
-        recipe.updates * recipe.iterations,
-        [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)],
-    )
+    per_batch = recipe.updates * recipe.iterations
+    found = [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)]
     asked: list[set] = [set() for _ in range(steps)]
-    for rollout in rollouts.rows():
+    read: set[tuple[int, int, int]] = set()  # step, row, tokens: samples of one prompt share its pass
+    for rollout in journals.rollouts.rows():
         first = rollout["step"] - 1
         length = rollout["completion_length"] + rollout["prompt_tokens"]
-        for step in range(first, min(first // per_batch * per_batch + per_batch, steps), recipe.updates):
-            found[step]["tokens"] += length
+        if rollout["advantage"] is not None or rollout["origin"] == EXPERT:
+            for step in range(first, min(first // per_batch * per_batch + per_batch, steps), recipe.updates):
+                found[step]["tokens"] += length
         if first < steps:
             found[first]["written"] += rollout["completion_length"] - rollout["prefix_length"]
-            found[first]["read"] += rollout["prompt_tokens"] * (rollout["row"] not in asked[first])
+            prompt = rollout["prompt_tokens"] + rollout["prefix_length"]
+            if rollout["origin"] != EXPERT and (first, rollout["row"], prompt) not in read:
+                read.add((first, rollout["row"], prompt))
+                found[first]["read"] += prompt
             asked[first].add(rollout["row"])
+    for demonstration in journals.demonstrations.rows():
+        found[demonstration["step"] - 1]["tokens"] += demonstration["tokens"]
     return [
         {"questions": len(rows), "tokens": f["tokens"], "written": f["written"],
          "flops": step_flops(model, f["tokens"], f["written"], f["read"])}

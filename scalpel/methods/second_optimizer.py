@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,11 @@ FILE = "second_optimizer.pt"
 
 
 class SecondOptimizer:
-    """AdamW with a state and a clip norm of its own; its rate is constant."""
+    """AdamW with a state and a clip norm of its own; its rate is constant.
+
+    It is made at its first use, when the engine has laid out the parameters. On sharded ones (FSDP) every call is a
+    collective of all ranks.
+    """
 
     def __init__(self, trainer, learning_rate: float, weight_decay: float, max_grad_norm: float):
         """UserError under ZeRO-2, whose first optimizer owns gradients and parameters."""
@@ -23,30 +28,77 @@ class SecondOptimizer:
                 "use fsdp or single."
             )
         self.trainer, self.max_grad_norm = trainer, max_grad_norm
-        self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=weight_decay)
+        self.options = {"lr": learning_rate, "weight_decay": weight_decay}
+        self.optimizer: torch.optim.AdamW | None = None
+        self.saved: Path | None = None  # a state that is to be read
 
-    def step(self, losses) -> float:
-        """One update on the sum of `losses`, an iterable of scalars each with its own graph; returns that sum.
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The trained ones by name."""
+        return {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
 
-        Gradients are taken loss by loss, so that one micro-batch at a time is held.
+    @property
+    def sharded(self) -> bool:
+        return any(hasattr(p, "full_tensor") for p in self.parameters.values())
+
+    def step(
+        self, losses: Iterable[torch.Tensor], frozen: dict[str, torch.Tensor] | None = None
+    ) -> tuple[float, float]:
+        """One update on the sum of `losses`, scalars each with its own graph; returns that sum and the gradient's norm.
+
+        Gradients are taken loss by loss, so that one micro-batch at a time is held. frozen: by parameter, true where an
+        entry keeps its value.
         """
-        total = 0.0
+        self._make()
+        total, accelerator = 0.0, self.trainer.accelerator
         for loss in losses:
-            self.trainer.accelerator.backward(loss * self.trainer.accelerator.gradient_accumulation_steps)
+            accelerator.backward(loss * accelerator.gradient_accumulation_steps)
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        parameters, frozen = self.parameters, frozen or {}
+        with torch.no_grad():
+            for name, mask in frozen.items():
+                if parameters[name].grad is not None:
+                    parameters[name].grad.masked_fill_(mask, 0.0)
+            before = {name: parameters[name].detach().clone() for name in frozen}
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), self.max_grad_norm)
         self.optimizer.step()
+        with torch.no_grad():
+            for name, mask in frozen.items():
+                parameters[name].copy_(torch.where(mask, before[name], parameters[name]))
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return total, float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _make(self) -> None:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(self.parameters.values(), **self.options)
+        if self.saved:
+            path, self.saved = self.saved, None
+            state = torch.load(path, map_location=self.trainer.accelerator.device, weights_only=True)
+            if not self.sharded:
+                return self.optimizer.load_state_dict(state)
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.trainer.model, self.optimizer, state, options=options)
 
     def save(self, directory: Path) -> None:
-        """Write its state to a directory of the run's resumable state, on rank 0."""
+        """Write its state, if it was used yet, to a directory of the run's resumable state, on rank 0."""
+        if self.saved:
+            self._make()
+        if self.optimizer is None:
+            return
+        if self.sharded:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state = get_optimizer_state_dict(self.trainer.model, self.optimizer, options=options)
+        else:
+            state = self.optimizer.state_dict()
         if Ranks.here().first:
             directory.mkdir(parents=True, exist_ok=True)
-            torch.save(self.optimizer.state_dict(), directory / FILE)
+            torch.save(state, directory / FILE)
 
     def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
-        state = torch.load(directory / FILE, map_location=self.trainer.accelerator.device, weights_only=True)
-        self.optimizer.load_state_dict(state)
+        """Have what `save` wrote read at the next use."""
+        if (directory / FILE).is_file():
+            self.saved = directory / FILE

@@ -1,0 +1,14 @@
+"""HPT (scalpel/methods/gated_trainer.py): the gate counts right completions."""
+
+from __future__ import annotations
+
+from scalpel.methods.gated_trainer import SkippingTrainer
+from scalpel.methods.mixed import entries
+
+
+class HPTTrainer(SkippingTrainer):
+    def gated(self, group):
+        return sum(rollout.rewards["accuracy"] == 1.0 for rollout in group) <= self.recipe.gate
+
+
+train, trl_config, parts = entries(HPTTrainer)
