@@ -65,7 +65,10 @@ CHILD = """
 import sys
 from pathlib import Path
 from tests.test_methods import train
+from scalpel.grading.grader import Grader
 from scalpel.methods import METHODS
+# The tiny model never answers a question: a third of what it writes is called right, so that there is a gradient.
+Grader.grade_many = lambda self, pairs: [len(text) % 3 == 0 for _, text in pairs]
 method, recipe, model, start, kept, order, out = sys.argv[1:]
 recipe = METHODS[method].Recipe.model_validate_json(recipe)
 train(recipe, Path(model), (Path(kept), Path(order)), Path(out), start=Path(start))
