@@ -112,7 +112,7 @@ class Checkout:
             )
         return self.main
 
-    def wait(self, seconds: float = 400) -> int:
+    def wait(self, seconds: float = 900) -> int:
         try:
             return self.main.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -170,7 +170,7 @@ class Checkout:
         self.until(found, f"a {rule} job that is {state}")
         return self.seen[0]
 
-    def until(self, condition, what: str, seconds: float = 200) -> None:
+    def until(self, condition, what: str, seconds: float = 500) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert self.main.poll() is None, f"the main process ended before there was {what}\n{self.log()}"

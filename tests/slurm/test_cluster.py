@@ -317,6 +317,7 @@ def three_nodes(lab: Lab) -> None:
     quiet = lab.checkout("one_node", TWO_RANKS).finish(lab.target)
     server = TWO_RANKS["train_settings"]["server"] | {"nodes": 1}
     spread = {"train_settings": TWO_RANKS["train_settings"] | {"ranks": 1, "nodes": 2, "server": server}}
+    spread["resources"] = {"audit": {"gpus": 8, "mem_mb": 4000, "runtime": 10}}  # where the run itself will be
     with TRIO:
         run = lab.checkout("three_nodes", spread, constraint="trio").finish(lab.target)
     (job,) = run.submitted("train")
