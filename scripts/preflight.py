@@ -7,10 +7,8 @@ import argparse
 import os
 import sys
 import textwrap
-from pathlib import Path
 
 from scalpel.artifact.files import ROOT
-from scalpel.config.load import load, read_yaml
 from scalpel.config.site import Site, load_site
 from scalpel.cost.estimate import estimate
 from scalpel.cost.render import render
@@ -19,6 +17,7 @@ from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
 from scalpel.preflight import findings
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
+from scalpel.program import WORKFLOW, configured
 
 
 def main() -> int:
@@ -38,9 +37,7 @@ def main() -> int:
 
     plan, cost, site = None, None, Site()
     try:
-        raw = read_yaml(Path("config.yaml")) if Path("config.yaml").is_file() else {}
-        raw |= {"scale": options.scale} if options.scale else {}
-        plan = Plan(load(raw, ROOT / "workflow"), ROOT / "workflow")
+        plan = Plan(configured(options.scale), WORKFLOW)
         refuse_what_cannot_run(plan)
         show(Finding("plan", OK, f"Scale {plan.config.scale_name}: {' '.join(plan.config.scale.description.split())}"))
     except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from scalpel.artifact.disk import disk_errors
 from scalpel.damage import find, move_aside
 from scalpel.errors import UserError
+from scalpel.program import end_with
 
 
 def main() -> int:
@@ -33,8 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end_with(main)

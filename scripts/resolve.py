@@ -7,15 +7,14 @@ branch that moved changes nothing by itself. Needs the network.
 import sys
 from pathlib import Path
 
-from scalpel.artifact.files import ROOT
-from scalpel.config.load import load, read_yaml
 from scalpel.errors import UserError
 from scalpel.fetch import branch_commits
 from scalpel.given import REVISIONS, branches, read_revisions, write_revisions
+from scalpel.program import configured, end_with
 
 
 def main() -> int:
-    config = load(read_yaml(Path("config.yaml")), ROOT / "workflow")
+    config = configured()
     known = read_revisions(Path("."))
     wanted = {repo: [b for b in names if f"{repo}@{b}" not in known] for repo, names in branches(config).items()}
     for repo, names in wanted.items():
@@ -30,8 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end_with(main)

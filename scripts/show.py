@@ -5,20 +5,19 @@ from the very functions that training calls. Nothing is written, fetched or trai
 """
 
 import argparse
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import yaml
 
-from scalpel.artifact.files import ROOT
-from scalpel.config.load import load, nearest, read_yaml
+from scalpel.config.load import nearest
 from scalpel.config.training import TrainSettings
 from scalpel.cost.estimate import kept_rows
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 from scalpel.plan import Plan
 from scalpel.plan.model import Run
+from scalpel.program import WORKFLOW, configured, end_with
 
 UNSAID = {"output_dir", "logging_dir", "run_name"}  # places
 
@@ -28,17 +27,9 @@ def main() -> int:
     parser.add_argument("run", help="a run, or <study>/<run>")
     parser.add_argument("--scale", help="a scale of workflow/scales; default: config.yaml's")
     options = parser.parse_args()
-    try:
-        raw = read_yaml(Path("config.yaml")) if Path("config.yaml").is_file() else {}
-        raw |= {"scale": options.scale} if options.scale else {}
-        plan = Plan(load(raw, ROOT / "workflow"), ROOT / "workflow")
-        study, name = find(plan, options.run)
-        spec = plan.config.studies[study].runs[name]
-        run = plan.run(study, name, spec.seeds[0])
-        parts = shown(plan, run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    plan = Plan(configured(options.scale), WORKFLOW)
+    study, name = find(plan, options.run)
+    parts = shown(plan, plan.run(study, name, plan.config.studies[study].runs[name].seeds[0]))
     for title, content in parts.items():
         print(f"# {title}")
         print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110) if content else "(none)\n")
@@ -80,10 +71,12 @@ def length(plan: Plan, run: Run) -> tuple[int, str]:
     while data.stage != "data" and not data.finished(plan.root):
         data = data.inputs.get("data") or data.inputs["own"]
     rows = kept_rows(data, plan.root)
-    size = {"sequences": recipe.sequences_per_step, "questions": recipe.questions_per_step}.get(recipe.matching)
-    mean = rows.sizes.tokens or recipe.max_tokens / 2
-    size = size or max(1, round(recipe.tokens_per_step / mean))
-    return -(-rows.sizes.count * recipe.epochs // size), f"{rows.sizes.count} rows ({rows.source})"
+    steps = METHODS[recipe.method].steps_fed(recipe, rows.sizes.count, recipe.epochs)
+    if steps is None:  # it counts tokens
+        steps = round(
+            rows.sizes.count * recipe.epochs * (rows.sizes.tokens or recipe.max_tokens / 2) / recipe.tokens_per_step
+        )
+    return steps, f"{rows.sizes.count} rows ({rows.source})"
 
 
 def libraries(run: Run, settings: TrainSettings, steps: int, gpu: bool) -> dict[str, dict]:
@@ -128,4 +121,4 @@ def plain(value):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

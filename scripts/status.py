@@ -8,12 +8,11 @@ Snakemake does not make it again by itself; the command that does is named.
 import sys
 from pathlib import Path
 
-from scalpel.artifact.files import MANIFEST, PROVENANCE, ROOT, read_json
+from scalpel.artifact.files import MANIFEST, PROVENANCE, read_json
 from scalpel.artifact.lease import holders
 from scalpel.artifact.provenance import circumstances
-from scalpel.config.load import load, read_yaml
-from scalpel.errors import UserError
 from scalpel.plan import Plan
+from scalpel.program import WORKFLOW, configured, end_with
 
 SNAKEMAKE = ".venv/bin/snakemake --cores 2"
 
@@ -30,7 +29,7 @@ def changed_fields(old: object, new: object, where: str = "") -> list[str]:
 
 def main() -> int:
     root = Path(".")
-    plan = Plan(load(read_yaml(root / "config.yaml"), ROOT / "workflow"), ROOT / "workflow", root)
+    plan = Plan(configured(), WORKFLOW, root)
     now, wanted = circumstances(), plan.wanted()
     rows: list[tuple[str, str, str]] = []
     for step in plan.steps.values():
@@ -69,8 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    end_with(main)

@@ -223,11 +223,16 @@ def test_rates_and_steps_may_be_those_of_another_run(tmp_path):
     raw = {"studies": [str(extended(tmp_path, text))], "runs": {"grpo": {"learning_rate": 2e-4, "steps": 40}}}
     runs = load(raw, WORKFLOW).studies["mine"].runs
     assert runs["slow"].recipe.learning_rate == 2e-4 and runs["slow"].recipe.steps == 40
+    shorter = load(raw | {"runs": raw["runs"] | {"slow": {"steps": 30}}}, WORKFLOW).studies["mine"].runs["slow"]
+    assert shorter.recipe.steps == 30 and shorter.recipe.learning_rate == 2e-4
     assert runs["fast"].recipe.learning_rate == 6e-4 and runs["own"].recipe.learning_rate == 1e-4
     for text, words in (
         ("runs:\n  a: {method: sft, epochs: 1, rate_of: nobody}", "run 'a': rate_of: 'nobody' is no trained run"),
         ("runs:\n  a: {method: sft, steps_of: sft_1ep}", "run 'a': steps_of: that run has no number of steps"),
         ("runs:\n  a: {method: sft, steps_of: b}", "run 'a': steps_of: 'b' names no run with steps"),
+        ("runs:\n  a: {method: sft, steps_of: grpo, steps: 5}", "run 'a': gives `steps` and `steps_of`; give one"),
+        ("runs:\n  a: {method: sft, steps_of: 1.0e+300}", "run 'a': steps_of"),
+        ("runs:\n  a: {method: sft, steps_of: [x]}", "run 'a': steps_of"),
     ):
         with pytest.raises(UserError, match=words):
             load({"studies": [str(extended(tmp_path, text))]}, WORKFLOW)

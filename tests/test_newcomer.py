@@ -140,6 +140,8 @@ CANNOT_RUN = [
     ({"kl": {"gsm8k": {}}}, "KL reads problems and solutions"),
     ({"datasets": {"mine": {"source": {"kind": "parquet", "path": "math_500.parquet"}, "filter": {"max_tokens": 176}}},
       "dataset": "mine"}, "lacks column 'source'"),
+    ({"datasets": {"mine": ROWS["mine"] | {"filter": {"max_tokens": 176, "trace": "messages"}}}, "dataset": "mine"},
+     "lacks column 'messages'"),
     ({"datasets": {"mine": ROWS["mine"] | {"filter": {}}}, "dataset": "mine"}, "methods.sft.max_tokens"),
     ({"datasets": {"mine": ROWS["mine"] | {"filter": {"max_tokens": 1000}}}, "dataset": "mine",
       "methods": {"sft": {"max_tokens": 1000}}}, "datasets.mine.filter.max_prompt_tokens to 960 or less"),

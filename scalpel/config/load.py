@@ -17,6 +17,7 @@ from scalpel.config.types import BASE, NAME, TRACES
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
 
+LENGTHS = ("epochs", "steps", "steps_of")  # ways to say how long a run is
 ALIASES = 1000  # of anchors in one YAML file: more is a bomb, not a configuration
 
 
@@ -192,25 +193,22 @@ def _runs_of_user(study: str, files: dict[str, StudyFile], paths: dict[str, str]
 
 def _runs(named: dict[str, list[dict]], setting: Setting, where: str) -> dict[str, RunSpec]:
     """All runs of a study: those that take their steps from another after that one."""
+    laid = {run: _laid(run, layers, setting, f"{where}: run {run!r}") for run, layers in named.items()}
     found: dict[str, RunSpec] = {}
-    while len(found) < len(named):
+    while len(found) < len(laid):
         before = len(found)
-        for run, layers in named.items():
-            of = next((layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of")), None)
-            if run not in found and (of is None or of in found):
-                found[run] = _run(run, layers, setting, found.get(of), f"{where}: run {run!r}")
+        for run, whole in laid.items():
+            of = whole.get("steps_of")
+            if run not in found and (not isinstance(of, str) or of in found):
+                found[run] = _run(whole, setting, found[of] if isinstance(of, str) else None, f"{where}: run {run!r}")
         if len(found) == before:
-            run, layers = next((run, layers) for run, layers in named.items() if run not in found)
-            of = next(layer["steps_of"] for layer in reversed(layers) if layer.get("steps_of"))
+            run, of = next((run, whole["steps_of"]) for run, whole in laid.items() if run not in found)
             raise UserError(f"{where}: run {run!r}: steps_of: {of!r} names no run with steps{nearest(of, found)}.")
     return {run: found[run] for run in named}
 
 
-def _run(run: str, layers: list[dict], setting: Setting, of: RunSpec | None, where: str) -> RunSpec:
-    """One run: defaults of its method, the study's options, the scale's, the user's, one laid over the other.
-
-    of: the run that it takes its steps from.
-    """
+def _laid(run: str, layers: list[dict], setting: Setting, where: str) -> dict:
+    """A run's fields: defaults of its method, the study's, the scale's, the user's, one laid over the other."""
     if run == BASE or run.startswith(f"{BASE}_"):
         raise UserError(f"{where}: names that begin with {BASE!r} are the base models'; call the run something else.")
     if run == TRACES:
@@ -225,13 +223,21 @@ def _run(run: str, layers: list[dict], setting: Setting, of: RunSpec | None, whe
         layers = [setting.methods.get(method, {}), *layers]
     whole: dict = {}
     for layer in layers:
-        for one, other in (("epochs", "steps"), ("steps", "epochs")):  # the topmost layer's way counts
-            if layer.get(one) is not None:
-                whole.pop(other, None)
+        if any(layer.get(way) is not None for way in LENGTHS):  # the topmost layer's way counts
+            whole = {key: value for key, value in whole.items() if key not in LENGTHS or key in layer}
         whole = merged(whole, layer)
+    return whole
+
+
+def _run(whole: dict, setting: Setting, of: RunSpec | None, where: str) -> RunSpec:
+    """One run, of: the one that it takes its steps from."""
+    method = whole.get("method")
     if of is not None:
         if getattr(of.recipe, "steps", None) is None:
             raise UserError(f"{where}: steps_of: that run has no number of steps; give `steps`.")
+        ways = [way for way in ("epochs", "steps") if whole.get(way) is not None]
+        if ways:
+            raise UserError(f"{where}: gives `{ways[0]}` and `steps_of`; give one of them.")
         whole = {key: value for key, value in whole.items() if key != "epochs"} | {"steps": of.recipe.steps}
     axes = {key: value for key, value in whole.items() if key in RunAxes.model_fields}
     rest = {key: value for key, value in whole.items() if key not in RunAxes.model_fields}

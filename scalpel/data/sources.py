@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalpel.data.tables import undecodable
+from scalpel.data.tables import decoded
 from scalpel.errors import UserError
 from scalpel.grading.text import last_boxed
 
@@ -40,7 +40,7 @@ class Rows:
                 # Pre-buffering keeps every row group already read; without a buffer size each one is read whole.
                 file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    for raw in _decoded(batch, number, path):
+                    for raw in decoded(batch, path, number):
                         yield number, self._row(raw, number, path)
                         number += 1
             except (pa.ArrowInvalid, OSError) as error:
@@ -62,16 +62,6 @@ class Rows:
         if not isinstance(row["problem"], str) or not row["problem"].strip():
             raise UserError(f"{path}, row {number}: column 'problem' is empty; fix or remove the row.")
         return row
-
-
-def _decoded(batch: pa.RecordBatch, first: int, path: Path) -> list[dict[str, Any]]:
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        column, row = undecodable(batch)
-        raise UserError(
-            f"{path}, row {first + row}: column {column!r} is not valid UTF-8; correct or remove the row."
-        ) from None
 
 
 def _fits(name: str, kind: pa.DataType) -> bool:

@@ -26,7 +26,7 @@ def read_rows(path: Path, nested: bool = False) -> list[dict[str, Any]]:
         raise UserError(f"{path}: {', '.join(SUFFIXES)} files are read; convert it to one of these.")
     try:
         if path.suffix == ".parquet":
-            return _rows_of(pq.read_table(path), path)
+            return decoded(pq.read_table(path), path)
         rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read (truncated or corrupt: {error}); replace it.") from None
@@ -50,17 +50,18 @@ def first_row(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)[:1]
 
 
-def _rows_of(table: pa.Table, path: Path) -> list[dict[str, Any]]:
+def decoded(table: pa.Table | pa.RecordBatch, path: Path, first: int = 0) -> list[dict[str, Any]]:
+    """Rows of a table of the file `path`, whose first is row `first`; UserError naming a row that is not valid text."""
     try:
         return table.to_pylist()
     except UnicodeDecodeError:
-        column, row = undecodable(table)
+        column, row = _undecodable(table)
         raise UserError(
-            f"{path}, row {row}: column {column!r} is not valid UTF-8; correct or remove the row."
+            f"{path}, row {first + row}: column {column!r} is not valid UTF-8; correct or remove the row."
         ) from None
 
 
-def undecodable(table: pa.Table | pa.RecordBatch) -> tuple[str, int]:
+def _undecodable(table: pa.Table | pa.RecordBatch) -> tuple[str, int]:
     """(column, row) of the first text that is not valid UTF-8."""
     for name in table.schema.names:
         for number, value in enumerate(table.column(name)):

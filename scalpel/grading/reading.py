@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -153,18 +153,19 @@ def _bare(text: str) -> str:
 
 def _closing(text: str, start: int) -> int:
     """Where the bracket at `start` is closed; -1 when it is not."""
-    depth = 0
-    place = start
-    while place < len(text):
+    return next((place for place, depth in _depths(text, start) if depth == 0), -1)
+
+
+def _depths(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
+    """(place, how many brackets are open after it) from `start` on; what a backslash escapes is left out."""
+    depth, escaped = 0, False
+    for place in range(start, len(text)):
         character = text[place]
-        if character == "\\":
-            place += 2
+        if escaped or character == "\\":
+            escaped = not escaped
             continue
         depth += (character in "{([") - (character in "})]")
-        if depth == 0:
-            return place
-        place += 1
-    return -1
+        yield place, depth
 
 
 # ---------------------------------------------------------------- numbers
@@ -287,20 +288,13 @@ def _split(text: str) -> list[str]:
     """The items of a list: what commas, semicolons, "and", "or" and line breaks outside of brackets separate."""
     if number(text) is not None or _ENVIRONMENT.search(text):
         return [text]
-    places, depth, last = [], 0, 0
+    places, last = [], 0
     separators = {match.start(): match for match in _SEPARATOR.finditer(text)}
-    place = 0
-    while place < len(text):
-        character = text[place]
-        if character == "\\":
-            place += 2
-            continue
-        depth += (character in "{([") - (character in "})]")
-        if depth == 0 and (match := separators.get(place)) and not _thousands(text, match):
+    for place, depth in _depths(text):
+        match = separators.get(place)
+        if match and depth == 0 and place >= last and not _thousands(text, match):
             places.append((last, match.start()))
-            last = place = match.end()
-            continue
-        place += 1
+            last = match.end()
     parts = [text[a:b].strip() for a, b in [*places, (last, len(text))]]
     return [part for part in parts if part] or [text]
 

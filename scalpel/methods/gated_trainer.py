@@ -6,16 +6,17 @@ other questions' traces. Their own completions are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from scalpel.methods.mixed import DemonstrationTrainer
-from scalpel.methods.rollouts import EXPERT
+from scalpel.methods.rollouts import EXPERT, Rollout
 
 
 class GatedTrainer(DemonstrationTrainer):
-    columns = DemonstrationTrainer.columns | {"gate_rate": "gate_rate"}
+    """Subclasses say which questions are learnt from their trace: gated(group)."""
 
-    def gated(self, group) -> bool:
-        """Whether a question is learnt from its trace."""
-        raise NotImplementedError
+    columns = DemonstrationTrainer.columns | {"gate_rate": "gate_rate"}
+    gated: Callable[[list[Rollout]], bool]
 
     def credit(self, groups):
         super().credit(groups)

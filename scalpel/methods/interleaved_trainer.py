@@ -8,6 +8,7 @@ entropy, over all ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,9 +35,7 @@ class InterleavedTrainer(MixedTrainer):
 
     # ------------------------------------------------------------ what methods override
 
-    def is_hard(self, group: list[Rollout]) -> bool:
-        """Whether a question's trace is to be learnt."""
-        raise NotImplementedError
+    is_hard: Callable[[list[Rollout]], bool]  # whether a question's trace is to be learnt; every subclass says
 
     def learnt_tokens(self, entropies: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
         """Which of the traces' tokens `among` the SFT update learns from."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 from scalpel.config.training import MethodRecipe, TrainSettings
 from scalpel.cost.amount import Amount
@@ -29,7 +30,9 @@ class Method:
 
     name: as runs name it. Recipe: its fields. version: raised by hand when the meaning of its results changes.
     samples: whether it writes completions while it trains. trainer: the module whose `train` carries it out
-    (scalpel/methods/run.py says with what).
+    (scalpel/methods/run.py says with what). work: tokens of a whole run of a recipe on rows of these sizes.
+    accumulation: micro-batches of each rank in one optimizer step, for so many sequences per device and so many ranks,
+    as far as that is known before the rows are.
     """
 
     name: ClassVar[str]
@@ -37,16 +40,8 @@ class Method:
     version: ClassVar[int] = 1
     samples: ClassVar[bool]
     trainer: ClassVar[str]
-
-    @staticmethod
-    def work(recipe, rows: RowSizes) -> Work:
-        """Tokens of a whole run."""
-        raise NotImplementedError
-
-    @staticmethod
-    def accumulation(recipe, sequences_per_device: int, ranks: int) -> int:
-        """Micro-batches of each rank in one optimizer step, as far as it is known before the rows are."""
-        raise NotImplementedError
+    work: ClassVar[Callable[[Any, RowSizes], Work]]
+    accumulation: ClassVar[Callable[[Any, int, int], int]]
 
     @staticmethod
     def check(recipe, settings: TrainSettings) -> None:

@@ -94,12 +94,13 @@ def _check_files(plan: Plan, name: str, way_out: str) -> None:
 
 
 def _check_dataset(plan: Plan, name: str) -> None:
-    source = plan.config.scale.datasets[name].source
+    dataset = plan.config.scale.datasets[name]
+    source = dataset.source
     if source.kind == "parquet":
         from scalpel.data.sources import open_rows
 
         try:
-            open_rows([source.path], source.columns, source.constants, source.boxed_answer_of)
+            open_rows([source.path], source.columns, source.constants, source.boxed_answer_of, dataset.filter.columns)
         except UserError as error:
             raise UserError(f"datasets.{name}: {error}") from None
 
