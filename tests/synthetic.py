@@ -69,6 +69,7 @@ def finish(step: Step, root: Path, content: Content) -> Path:
     record_recipe(step, root)
     directory = root / step.directory
     for name, what in content.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(what, str):
             (directory / name).write_text(what)
         else:
@@ -102,7 +103,9 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     """The files of one result of a made-up laptop run; the same for the same arguments."""
     rng = np.random.default_rng([seed, *stage.encode(), *run.encode()])
     if stage == "train":
-        return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
+        steps = checkpoint_steps(run)
+        weights = {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
+        return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(steps)} | weights
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
         scores = _scores(run, wanted, list(recipe["tasks"]), seed, rng)
