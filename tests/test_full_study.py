@@ -66,8 +66,9 @@ def test_the_full_study_plans_at_every_scale(scale, tmp_path):
 
 @pytest.mark.slow
 def test_the_dry_run_of_the_cluster_lists_every_job_with_its_resources(tmp_path):
-    words = ("-n", "--config", "scale=cluster", f"studies=[{FULL}]")
-    output = snakemake(*words, cwd=tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"scale": "cluster", "studies": [FULL]}))
+    output = snakemake("-n", cwd=tmp_path)
     jobs, made = planned(output), plan(FULL, "cluster", tmp_path)
     for stage in {step.stage for step in made.steps.values()}:
         assert jobs[stage] == sum(step.stage == stage for step in made.steps.values()), stage
@@ -171,7 +172,7 @@ def test_a_small_model_of_the_hub_s_cache_is_a_base_model(kind, tiny_base, tiny_
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=512,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
