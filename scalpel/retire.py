@@ -154,8 +154,10 @@ def _gone(run: Path) -> set[int]:
 def refuse_retired(plan: Plan, words: Collection[str] = ()) -> None:
     """UserError when what would be made reads retired weights. words: of the command line; results among them are what
     is asked for, without one it is all that is shown."""
-    for sentence in lost(plan, plan.wanted(words)):
-        raise UserError(sentence)
+    retired = (plan.root / step.directory / RETIRED for step in plan.steps.values() if step.stage == "train")
+    if any(path.is_file() for path in retired):
+        for sentence in lost(plan, plan.wanted(words)):
+            raise UserError(sentence)
 
 
 def summary(run: Path) -> str:
