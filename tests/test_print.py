@@ -114,3 +114,14 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
                 if mark == other_mark and distance(a, b) < LEAST_DISTANCE:
                     problems.append(f"{where}: {one.get_label()} and {other.get_label()} look alike")
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.slow
+def test_wrong_completions_with_the_most_tags_stand_first(full):
+    from tests.test_exhibits import table
+
+    frame = table(full, "hacked", FULL, count=2, characters=20)
+    of_tags = frame[frame["run"] == "grpo_tags"]
+    assert of_tags["accuracy"].tolist() == [0.0, 0.0] and of_tags["tags"].tolist() == [4, 4]
+    assert of_tags["step"].is_monotonic_decreasing and of_tags["tag count"].tolist() == [0.25, 0.25]
+    assert all(text.startswith("... ") and len(text) == 24 for text in of_tags["completion"])
