@@ -92,7 +92,7 @@ def test_every_kind_of_figure_is_shown_by_the_full_study(full):
 def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
     problems = []
     for name in figures(full[0]):
-        figure = draw(full, name, FULL, columns=columns)
+        figure = draw(full, name, FULL, page_columns=columns)
         where = f"{name}, {columns} columns"
         width, height = figure.get_size_inches()
         assert width == WIDTHS[columns], where
@@ -100,9 +100,8 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
         small = {t.get_text(): t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
         problems += [f"{where}: {t!r} has {s} points" for t, s in small.items() if s < LEAST_POINTS]
         for axes in (axes for axes in figure.axes if axes.get_visible() and axes.get_label() != "<colorbar>"):
-            box = axes.get_position()
-            sub = axes.figure.bbox.width / figure.bbox.width, axes.figure.bbox.height / figure.bbox.height
-            inches = box.width * sub[0] * width, box.height * sub[1] * height
+            box = axes.get_window_extent()
+            inches = box.width / figure.dpi, box.height / figure.dpi
             if any(have < least for have, least in zip(inches, LEAST_INCHES, strict=True)):
                 problems.append(f"{where}: a panel of {inches[0]:.2f} x {inches[1]:.2f} inches")
         for legend in legends(figure):

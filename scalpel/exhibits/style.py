@@ -90,7 +90,7 @@ class Style:
 
     def in_a_row(self, most: int) -> int:
         """How many panels of `most` stand in a row: two where the figure fills one column, three in two."""
-        return min(most, {None: most, 1: 2, 2: 3}[self.options.columns])
+        return min(most, {None: most, 1: 2, 2: 3}[self.options.page_columns])
 
     def figure(self, width: float, height: float, title: str) -> Figure:
         """An empty figure; width and height in inches and the title are defaults that options replace.
@@ -100,11 +100,13 @@ class Style:
         from matplotlib.figure import Figure
 
         options = self.options
-        if options.columns:
-            width = WIDTHS[options.columns]
-            height = height * PANEL[options.columns] + LEGEND_ROW * -(-len(self.runs) // (2 * options.columns))
+        if options.page_columns:
+            width = WIDTHS[options.page_columns]
+            height = height * PANEL[options.page_columns] + LEGEND_ROW * -(
+                -len(self.runs) // (2 * options.page_columns)
+            )
         figure = Figure(figsize=(options.width_inches or width, options.height_inches or height))
-        size = options.font_size + (1.5 if options.columns is None else 0.5)
+        size = options.font_size + (1.5 if options.page_columns is None else 0.5)
         figure.suptitle(options.title or title, fontsize=size, fontweight="bold", wrap=True)
         return figure
 
@@ -192,10 +194,10 @@ class Style:
                 return Line2D([], [], color=color, marker=self.markers[run], label=label)
             return Line2D([], [], color=color, linestyle=DASHES[self.repeats[run] % len(DASHES)], label=label)
 
-        if self.options.columns and str(where.get("loc", "")).startswith("outside"):
-            where |= {"loc": "outside lower center", "ncols": min(len(self.runs), 2 * self.options.columns)}
-        elif self.options.columns and "ncols" in where:
-            where["ncols"] = min(where["ncols"], 2 * self.options.columns)
+        if self.options.page_columns and str(where.get("loc", "")).startswith("outside"):
+            where |= {"loc": "outside lower center", "ncols": min(len(self.runs), 2 * self.options.page_columns)}
+        elif self.options.page_columns and "ncols" in where:
+            where["ncols"] = min(where["ncols"], 2 * self.options.page_columns)
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 
