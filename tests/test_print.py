@@ -94,8 +94,7 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
     for name in figures(full[0]):
         figure = draw(full, name, FULL, page_columns=columns)
         where = f"{name}, {columns} columns"
-        width, height = figure.get_size_inches()
-        assert width == WIDTHS[columns], where
+        assert figure.get_size_inches()[0] == WIDTHS[columns], where
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         small = {t.get_text(): t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
         problems += [f"{where}: {t!r} has {s} points" for t, s in small.items() if s < LEAST_POINTS]
