@@ -103,6 +103,9 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
             inches = box.width / figure.dpi, box.height / figure.dpi
             if any(have < least for have, least in zip(inches, LEAST_INCHES, strict=True)):
                 problems.append(f"{where}: a panel of {inches[0]:.2f} x {inches[1]:.2f} inches")
+            title, name = axes.title.get_window_extent(), axes.yaxis.label.get_window_extent()
+            if title.width > 1.4 * box.width or name.height > 1.4 * box.height:
+                problems.append(f"{where}: {axes.get_title()!r} or {axes.get_ylabel()!r} reaches beyond its panel")
         for legend in legends(figure):
             box = legend.get_window_extent()
             if box.x0 < -1 or box.x1 > figure.bbox.width + 1 or box.y0 < -1:

@@ -48,7 +48,7 @@ def draw(frame, options, style):
         for (run, _), line in shown.groupby(["run", "seed"], sort=False):
             axes.plot(line["x"], line["value"], color=style.colors[run], alpha=0.3, linewidth=0.7)
         style.lines(axes, shown, "smoothed", points=False)
-        axes.set_ylabel(name)
+        axes.set_ylabel(style.wrapped(name))
         if options.log_y:
             axes.set_yscale("log")
         elif options.limits:

@@ -103,5 +103,5 @@ def _draw_source(figure, frame, options, style):
         overall.set_ylim(bottom=0)
     colours = matplotlib.cm.ScalarMappable(scale, "viridis_r")
     beside = panels if options.page_columns == 1 else panels[0]
-    style.label_x(figure.colorbar(colours, ax=beside.flat, pad=0.02).ax.yaxis)
+    style.label_x(figure.colorbar(colours, ax=list(beside.flat), pad=0.02).ax.yaxis)
     return overall
