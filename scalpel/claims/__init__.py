@@ -17,7 +17,7 @@ from scalpel.errors import UserError
 if TYPE_CHECKING:
     from scalpel.claims.judge import Claim
 
-SHARED = ("__init__", "estimate", "evidence", "judge")  # modules that are no study's
+SHARED = ("__init__", "estimate", "evidence", "judge", "measures")  # modules that are no study's
 
 
 def module(name: str, where: str) -> ModuleType:

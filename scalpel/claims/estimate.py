@@ -54,6 +54,7 @@ class Sample:
     trained: bool = True
     share: bool = False
     draws: int = 1  # samples of each question
+    size: int = 0  # how many units the error is of, where there are none
 
     @property
     def mean(self) -> float:
@@ -89,13 +90,14 @@ class Estimate:
 
     value: float
     over_units: float
-    units: int  # in all groups together; 0 where only a standard error is known
+    units: int  # in all groups together; 0: not known
     unit_df: float
     over_seeds: float
     seeds: int  # of the run that has fewest
     what: str
     runs: tuple[str, ...]
     uncovered: tuple[str, ...] = ()  # runs with one seed
+    paired: bool = True  # by units
 
     @property
     def known(self) -> bool:
@@ -131,20 +133,21 @@ class Estimate:
                 high = middle
         return 10**high / 2
 
-    def needed(self, margin: float, level: float) -> Needed:
-        """Units, or seeds, with which POWER of all studies would decide, whether there is no difference or one of
-        `margin`; where these are already there, whether it is the one observed."""
-        if not self.known or not margin > 0:
+    def needed(self, margin: float, observed: float, level: float) -> Needed:
+        """Units, or seeds, with which POWER of all studies would decide: whether there is no difference or one of
+        `margin`, and the one observed, which lies `observed` away from the bound that would decide it."""
+        if not self.known:
             return Needed(None, None)
-        distance, z = margin, -_t(math.inf, 1 - POWER)
-        if self._decides(1, 1, distance, level, z):
-            distance = max(abs(self.value), margin - abs(self.value))
-            z = -_t(math.inf, 2 * (1 - POWER))
-        units = _least(lambda factor: self._decides(factor, 1, distance, level, z))
-        seeds = _least(lambda factor: self._decides(1, factor, distance, level, z)) if self.over_seeds > 0 else None
-        by_questions = self.what == "questions" and units and self.units
+        asked = [(margin, -_t(math.inf, 1 - POWER)), (observed, -_t(math.inf, 2 * (1 - POWER)))]
+        asked = [(distance, z) for distance, z in asked if distance > 0]
+
+        def enough(units: float, seeds: float) -> bool:
+            return bool(asked) and all(self._decides(units, seeds, distance, level, z) for distance, z in asked)
+
+        units = _least(lambda factor: enough(factor, 1)) if self.what == "questions" and self.units else None
+        seeds = _least(lambda factor: enough(1, factor)) if self.over_seeds > 0 else None
         return Needed(
-            math.ceil(units * self.units) if by_questions else None,
+            math.ceil(units * self.units) if units else None,
             max(math.ceil(seeds * self.seeds), self.seeds + 1) if seeds else None,
         )
 
@@ -188,26 +191,23 @@ def linear(groups: Sequence[Sequence[tuple[float, Sample]]]) -> Estimate:
     """sum of c x mean over all (c, sample). Samples of a group share their units and are paired by them; those of
     different groups have independent units. All share their seeds: runs with the same two seeds or more are paired."""
     terms = [term for group in groups for term in group]
-    value = math.fsum(c * sample.mean for c, sample in terms)
     found = [_over_units(group) for group in groups]
-    known = [variance for variance, _ in found if math.isfinite(variance)]
-    whole = len(known) == len(found)
-    over_units = math.fsum(known) if whole else math.nan
-    counts = [count for _, count in found]
     over_seeds, seeds, uncovered = _over_seeds(terms)
     return Estimate(
-        value, over_units, sum(counts), min(counts) - 1 if all(counts) else math.inf, over_seeds, seeds,
-        terms[0][1].what, tuple(dict.fromkeys(sample.run for _, sample in terms)), uncovered,
+        math.fsum(c * sample.mean for c, sample in terms), math.fsum(variance for variance, _, _ in found),
+        sum(count for _, count, _ in found), min(df for _, _, df in found), over_seeds, seeds, terms[0][1].what,
+        tuple(dict.fromkeys(sample.run for _, sample in terms)), uncovered,
+        all(sample.units is not None for _, sample in terms),
     )  # fmt: skip
 
 
-def _over_units(group: Sequence[tuple[float, Sample]]) -> tuple[float, int]:
-    """(variance over units, number of units): nan with fewer than two, 0 units where samples have errors alone."""
+def _over_units(group: Sequence[tuple[float, Sample]]) -> tuple[float, int, float]:
+    """(variance over units, number of units, degrees of freedom); the variance is nan with fewer than two."""
     import numpy as np
 
     samples = [sample for _, sample in group]
     if any(sample.units is None for sample in samples):
-        return math.fsum((c * sample.error) ** 2 for c, sample in group), 0
+        return math.fsum((c * sample.error) ** 2 for c, sample in group), min(s.size for s in samples), math.inf
     names = samples[0].names
     if any(sample.names != names for sample in samples):
         shared = set(names).intersection(*(sample.names for sample in samples[1:]))
@@ -225,7 +225,7 @@ def _over_units(group: Sequence[tuple[float, Sample]]) -> tuple[float, int]:
     if samples[0].share and not variance > 1e-30:
         # Nobody's difference is certain because a small set of questions happened to be answered alike.
         variance = (max(abs(c) for c, _ in group) * binomial_error(0.0, count)) ** 2
-    return variance, count
+    return variance, count, count - 1
 
 
 def _over_seeds(terms: Sequence[tuple[float, Sample]]) -> tuple[float, int, tuple[str, ...]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scalpel.claims.estimate import Sample
@@ -17,6 +18,8 @@ from scalpel.exhibits.uncertainty import binomial_error
 if TYPE_CHECKING:
     import pandas as pd
 
+LOGGED = ("accuracy_reward", "format_reward", "loss", "grad_norm", "flops", "questions", "completion_length")
+UNBOUNDED = ("spectral_drift", "angle")
 STRUCTURE = ("unchanged", "unchanged_bf16", "spectral_drift", "rank", "overlap", "angle")
 
 
@@ -33,33 +36,44 @@ def measured(results: Results) -> Evidence:
     )  # fmt: skip
 
 
-def _sample(run: str, wide: pd.DataFrame, what: str, values=None, **more) -> Sample:
-    """wide: a row per seed, a column per unit; columns that a seed lacks are left out."""
+def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: str, **more) -> Iterator[tuple]:
+    """(key, Sample) for each `by`, whose first is the run: a row per seed, a column per unit that all seeds have."""
     import numpy as np
 
-    wide = wide.sort_index()
-    shared = wide.loc[:, wide.notna().all()] if wide.notna().any(axis=None) else wide
-    units = shared.to_numpy(float)
-    values = units.mean(axis=1) if values is None else values.reindex(wide.index).to_numpy(float)
-    if wide.isna().all(axis=1).any() or units.shape[1] == 0:
-        values, units = np.full(len(wide), math.nan), wide.to_numpy(float)
-    return Sample(run, tuple(map(int, wide.index)), values, units, tuple(shared.columns), what=what,
-                  trained=run != BASE, **more)  # fmt: skip
+    frame = frame.sort_values([*by, "seed", unit], kind="stable")
+    group = frame.groupby(by, sort=False).ngroup().to_numpy()
+    seeds, names, values = frame["seed"].to_numpy(), frame[unit].to_numpy(), frame[value].to_numpy(float)
+    keys = list(frame[by].drop_duplicates().itertuples(index=False, name=None))
+    for key, place in zip(keys, np.split(np.arange(len(group)), np.flatnonzero(np.diff(group)) + 1), strict=True):
+        starts = place[np.flatnonzero(np.diff(seeds[place], prepend=np.nan) != 0)]
+        rows = [
+            dict(zip(names[row].tolist(), values[row], strict=True)) for row in np.split(place, starts - place[0])[1:]
+        ]
+        shared = [name for name in rows[0] if all(name in row for row in rows)]
+        units = np.array([[row[name] for name in shared] for row in rows])
+        means = units.mean(axis=1) if shared else np.full(len(rows), math.nan)
+        of_seeds = tuple(map(int, seeds[starts]))
+        yield key, Sample(key[0], of_seeds, means, units, tuple(shared), what=what, trained=key[0] != BASE, **more)
 
 
 def _course(results: Results) -> dict[str, list[dict[str, Sample]]]:
     """Run -> its checkpoints that were asked most tasks, in order -> task -> score of every question."""
+    import numpy as np
+
     if not results.of("evaluate"):
         return {}
     scores = results.placed(results.scores())
     answers = results.answers().merge(scores[["run", "seed", "step", "task", "checkpoint"]])
-    values = {key: part.set_index("seed")["value"] for key, part in scores.groupby(["run", "checkpoint", "task"])}
+    by = ["run", "checkpoint", "task"]
+    values: dict[tuple, dict[int, float]] = {}
+    for run, checkpoint, task, seed, value in scores[[*by, "seed", "value"]].itertuples(index=False):
+        values.setdefault((run, checkpoint, task), {})[seed] = value
+    draws = answers.groupby(by)["draws"].min().to_dict()
     found: dict[str, dict[int, dict[str, Sample]]] = {}
-    for (run, checkpoint, task), part in answers.groupby(["run", "checkpoint", "task"], sort=True):
-        wide = part.pivot(index="seed", columns="question", values="score")
-        value, draws = values[run, checkpoint, task], int(part["draws"].min())
-        sample = _sample(run, wide, "questions", value, share=True, draws=draws)
-        found.setdefault(run, {}).setdefault(checkpoint, {})[task] = sample
+    for key, sample in _samples(answers, by, "question", "score", "questions", share=True):
+        whole = np.array([values[key][seed] for seed in sample.seeds])
+        sample = replace(sample, values=whole, draws=int(draws[key]))
+        found.setdefault(key[0], {}).setdefault(key[1], {})[key[2]] = sample
     most = {run: max(map(len, of_run.values())) for run, of_run in found.items()}
     return {
         run: [tasks for _, tasks in sorted(of_run.items()) if len(tasks) == most[run]] for run, of_run in found.items()
@@ -73,9 +87,8 @@ def _kl(results: Results) -> dict[str, dict[float, Sample]]:
         return {}
     frame = first.placed(first.read("kl", "kl.parquet", ["step", "question", "kl"]))
     found: dict[str, dict[float, Sample]] = {}
-    for (run, _, x), part in frame.groupby(["run", "checkpoint", "x"], sort=True):
-        wide = part.pivot(index="seed", columns="question", values="kl")
-        found.setdefault(run, {})[x] = _sample(run, wide, "questions")
+    for (run, _, x), sample in _samples(frame, ["run", "checkpoint", "x"], "question", "kl", "questions"):
+        found.setdefault(run, {})[x] = sample
     return found
 
 
@@ -84,9 +97,9 @@ def _change(results: Results) -> dict[str, dict[str, Sample]]:
     if not ours.found:
         return {}
     found: dict[str, dict[str, Sample]] = {}
-    for (run, projection), part in _last(ours.weight_change()).groupby(["run", "projection"], sort=False):
-        wide = part.pivot(index="seed", columns="layer", values="relative")
-        found.setdefault(run, {})[projection] = _sample(run, wide, "layers")
+    frame = _last(ours.weight_change())
+    for (run, projection), sample in _samples(frame, ["run", "projection"], "layer", "relative", "layers"):
+        found.setdefault(run, {})[projection] = sample
     return found
 
 
@@ -95,13 +108,15 @@ def _log(results: Results) -> dict[str, dict[str, Sample]]:
     logs = results.only(lambda r: r.stage in ("train", "given") and (r.step / LOG).is_file())
     if not logs.found:
         return {}
+    import numpy as np
+
     found: dict[str, dict[str, Sample]] = {}
-    for run, part in logs.log().groupby("run", sort=False):
-        part = part.dropna(axis="columns", how="all").drop_duplicates(["seed", "step"])
-        columns = [name for name in part.select_dtypes("number") if name not in ("seed", "step", "shard")]
-        for name in columns:
-            wide = part.pivot(index="seed", columns="step", values=name)
-            found.setdefault(run, {})[name] = _sample(run, wide, "steps")
+    whole = logs.log()
+    for name in LOGGED:
+        if name in whole:
+            for (run,), sample in _samples(whole[["run", "seed", "step", name]], ["run"], "step", name, "steps"):
+                if np.isfinite(sample.units).any():
+                    found.setdefault(run, {})[name] = sample
     return found
 
 
@@ -124,11 +139,10 @@ def _structure(results: Results) -> dict[str, dict[str, Sample]]:
         layers[name] = sums[name] / sums["entries"]
     layers["overlap"] = (sums["both_changed_bf16"] - sums["chance"]) / sums["changed_bf16"]
     found: dict[str, dict[str, Sample]] = {}
-    for run, part in layers.reset_index().groupby("run", sort=False):
-        for name in STRUCTURE:
-            wide = part.pivot(index="seed", columns="layer", values=name).dropna(how="all")
-            if len(wide):
-                found.setdefault(run, {})[name] = _sample(run, wide, "layers", share=name != "spectral_drift")
+    for name in STRUCTURE:
+        known = layers[name].dropna().reset_index()  # a run's first seed overlaps with none
+        for (run,), sample in _samples(known, ["run"], "layer", name, "layers", share=name not in UNBOUNDED):
+            found.setdefault(run, {})[name] = sample
     return found
 
 
@@ -186,7 +200,9 @@ def published(numbers: Mapping, named: Mapping[str, str] | None = None) -> Evide
     counts = numbers.get("questions", {})
     scores = {
         names.get(run, run): {
-            task: _alone(run, value, binomial_error(value, counts[task]), "questions", share=True)
+            task: _alone(
+                names.get(run, run), value, binomial_error(value, counts[task]), "questions", size=counts[task]
+            )
             for task, value in found.items()
         }
         for run, found in numbers.get("benchmarks", {}).items()

@@ -69,6 +69,15 @@ class Part(NamedTuple):
             found = {APPEARS: within, OPPOSITE: min(outside), NO_DIFFERENCE: 1.0}
         return {verdict: min(1.0, p * self.tries) for verdict, p in found.items()}
 
+    def distances(self) -> tuple[float, float]:
+        """(what is to be told from nothing, how far the value lies from the bound that decides it); 0: no matter."""
+        value = abs(self.estimate.value)
+        if self.want == "same":
+            return self.margin, abs(value - self.margin)
+        if self.want == "under" or self.beyond:
+            return 0.0, abs(self.estimate.value - self.beyond)
+        return self.margin, max(value, self.margin - value)
+
     def written(self, value: float, sign: bool = True) -> str:
         return written(value, self.show, sign)
 
@@ -125,12 +134,16 @@ class Outcome(NamedTuple):
 
 
 def holm(ps: Sequence[float]) -> list[tuple[float, int]]:
-    """(adjusted p, multiplier) of each, by Holm's step-down rule: the k-th smallest of m times m - k + 1, rising."""
+    """(adjusted p, by how much the level is divided) of each, by Holm's step-down rule.
+
+    Adjusted: the k-th smallest of m times m - k + 1, never falling. The level is LEVEL / (m - k + 1) until the first
+    that exceeds it, and stays there.
+    """
     order = sorted(range(len(ps)), key=lambda i: ps[i])
-    found, largest = [(1.0, 1)] * len(ps), 0.0
+    found, largest, multiplier = [(1.0, 1)] * len(ps), 0.0, len(ps)
     for rank, place in enumerate(order):
-        multiplier = len(ps) - rank
-        largest = max(largest, min(1.0, ps[place] * multiplier))
+        multiplier = len(ps) - rank if largest <= LEVEL else multiplier  # where it stops, the level stays
+        largest = max(largest, min(1.0, ps[place] * (len(ps) - rank)))
         found[place] = largest, multiplier
     return found
 
@@ -182,11 +195,11 @@ def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted:
     level = LEVEL / times
     found = [verdict for verdict, p in ps.items() if adjusted <= LEVEL and 2 * p <= level]
     runs = tuple(dict.fromkeys(run for part in parts for run in part.estimate.runs))
-    measured = "; ".join(part.text(level) for part in parts) + f". {_errors(parts)}"
+    measured = "; ".join(dict.fromkeys(part.text(level) for part in parts)) + f". {_errors(parts)}"
     margins = ", ".join(dict.fromkeys(_margin(part) for part in parts))
     common = {"p": adjusted, "level": level, "margins": margins, "runs": runs}
     if not found:
-        return Outcome(UNDECIDED, UNDECIDED, measured, _decides(parts, mixed, level), **common)
+        return Outcome(UNDECIDED, UNDECIDED, measured, _decides(parts, level), **common)
     verdict = found[0]
     if verdict != NO_DIFFERENCE:
         ends = [abs(part.estimate.value) + part.estimate.half_width(level) for part in parts if part.want == "above"]
@@ -204,47 +217,48 @@ def _margin(part: Part) -> str:
     unit = " points" if part.show == POINTS else ""
     if part.want == "under":
         return f"limit {part.written(part.beyond, False)}{unit}"
-    beyond = f"beyond {part.written(part.beyond, False)}{unit}, " if part.beyond else ""
-    return f"{beyond}{part.written(part.margin, False)}{unit}"
+    beyond = f"beyond {part.written(part.beyond, False)}{unit}" if part.beyond else ""
+    margin = f"{part.written(part.margin, False)}{unit}" if part.margin != part.beyond else ""
+    return ", ".join(filter(None, (beyond, margin)))
 
 
 def _errors(parts: Sequence[Part]) -> str:
     """What the intervals cover, in words."""
+    known = [part.estimate for part in parts if part.estimate.known]
     texts = []
-    for what in dict.fromkeys(part.estimate.what for part in parts):
-        counts = sorted({part.estimate.units for part in parts if part.estimate.what == what})
-        among = " to ".join(f"{count:,}" for count in (counts[0], *counts[1:][-1:]))
-        texts.append(f"{among} {what}" if counts[-1] else f"{what}, not paired")
-    seeds = sorted({part.estimate.seeds for part in parts if part.estimate.over_seeds >= 0})
-    alone = list(dict.fromkeys(run for part in parts for run in part.estimate.uncovered))
-    covered = f"Error over {' and '.join(texts)}" + (f" and {' or '.join(map(str, seeds))} seeds" if seeds else "")
-    return f"{covered}; seeds of {', '.join(alone)} not covered." if alone else f"{covered}."
+    for what in dict.fromkeys(estimate.what for estimate in known if math.isfinite(estimate.over_units)):
+        of = [estimate for estimate in known if estimate.what == what]
+        counts = sorted({estimate.units for estimate in of})
+        among = " to ".join(f"{count:,}" for count in (counts[0], *counts[1:][-1:])) if counts[-1] else "the"
+        texts.append(f"{among} {what}{'' if all(estimate.paired for estimate in of) else ', unpaired'}")
+    seeds = sorted({estimate.seeds for estimate in known if math.isfinite(estimate.over_seeds)})
+    texts += [f"{' or '.join(map(str, seeds))} seeds"] if seeds else []
+    covered = f"Error over {' and '.join(texts)}" if texts else "No error"
+    alone = {run for part in parts for run in part.estimate.uncovered}
+    if not alone:
+        return f"{covered}."
+    some = f" of {len(alone)} of its runs" if seeds else ""
+    return f"{covered}; seeds{some} not covered, as there is one."
 
 
-def _decides(parts: Sequence[Part], mixed: bool, level: float) -> str:
+def _decides(parts: Sequence[Part], level: float) -> str:
     """How many questions or seeds would decide a claim that is undecided: those of the part that asks for most."""
-    open_parts = [part for part in parts if min(part.ps().values()) * 2 > level] or list(parts)
-    questions, seeds, unknown = [], [], False
-    for part in open_parts:
-        distance = part.margin if part.want != "under" else max(abs(part.beyond - part.estimate.value), 1e-12)
-        if part.beyond and part.want == "above":
-            distance = max(abs(part.beyond - part.estimate.value), 1e-12)
-        needed = part.estimate.needed(distance, level)
-        questions.append((needed.units, part.estimate.units))
-        seeds.append(needed.seeds)
-        unknown |= not part.estimate.known
-    if unknown:
-        return "no error is known: several seeds would give one"
+    still_open = [part for part in parts if min(part.ps().values()) * 2 > level] or list(parts)
+    if not all(part.estimate.known for part in still_open):
+        return "several seeds, as no error is known"
+    needed = [part.estimate.needed(*part.distances(), level) for part in still_open]
     ways = []
-    if all(count for count, _ in questions):
-        count, asked = max(questions, key=lambda pair: pair[0] / pair[1])
-        ways.append(f"some {rounded(count)} questions ({asked:,} asked)")
-    if all(seeds):
-        ways.append(f"some {rounded(max(seeds))} seeds")
-    one = any(part.estimate.uncovered for part in open_parts)
-    if not ways:
-        return "more seeds; how many, one seed cannot tell" if one else "no number of questions or of seeds alone"
-    return " or ".join(ways) + " would decide"
+    if all(one.units for one in needed):
+        asked = [part.estimate.units for part in still_open]
+        most = max(range(len(needed)), key=lambda place: needed[place].units / asked[place])
+        ways.append(f"some {rounded(needed[most].units)} questions ({asked[most]:,} asked)")
+    if all(one.seeds for one in needed):
+        ways.append(f"some {rounded(max(one.seeds for one in needed))} seeds")
+    if ways:
+        return " or ".join(ways)
+    if any(part.estimate.uncovered for part in still_open):
+        return "more seeds; how many, one seed cannot tell"
+    return "neither more questions nor more seeds alone"
 
 
 def rounded(count: int) -> str:

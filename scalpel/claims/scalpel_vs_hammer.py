@@ -6,8 +6,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from scalpel.claims.estimate import Estimate, Lacking, NotRun, Sample, linear, logged
+from scalpel.claims.estimate import LEVEL, Estimate, Lacking, NotRun, Sample, linear, logged
 from scalpel.claims.judge import PLAIN, RATIO, Claim, Evidence, Part
+from scalpel.claims.measures import (
+    called,
+    change,
+    checked,
+    cut,
+    gap,
+    higher,
+    kl,
+    layers_apart,
+    mean_change,
+    much_more,
+    ratio,
+    score,
+    slight,
+    spikes,
+    steps,
+    tenths,
+    unpaired,
+)
 from scalpel.config.study import Margins
 from scalpel.config.types import BASE
 from scalpel.exhibits.results import PROJECTIONS, task_name
@@ -19,179 +38,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 QUERY_KEY, VALUE_OUTPUT = ("q_proj", "k_proj"), ("v_proj", "o_proj")
 AT_RATE = ("sft_grpo_rate_3ep", "sft_grpo_rate_1ep", "sft_matched_grpo_rate")  # SFT at GRPO's rate; the first there is
 PUBLISHED_AS = {"sft_grpo_rate_3ep": "sft_lr_1e-6"}  # the authors' made 571 steps, 3.7 epochs
-NAMES = {
-    BASE: "base", "grpo": "GRPO", "sft_1ep": "SFT (1 epoch)", "sft_3ep": "SFT (3 epochs)",
-    "sft_frozen_mlp": "MLPs frozen", "sft_qk_only": "q and k alone", "sft_own": "SFT on own answers",
-    "sft_teacher": "SFT on teacher's answers", "sft_oracle": "SFT on GRPO's answers", "grpo_kl": "GRPO with KL term",
-    "sft_own_grpo_rate": "own answers, GRPO's rate", "sft_teacher_grpo_rate": "teacher's, GRPO's rate",
-}  # fmt: skip
 Judge = Callable[[Evidence, Margins], Sequence[Part]]
-
-
-def called(run: str) -> str:
-    return NAMES.get(run, run)
-
-
-# ---------------------------------------------------------------- what is there
-
-
-def checked(sample: Sample, what: str) -> Sample:
-    import numpy as np
-
-    if not np.isfinite(sample.values).all() or (sample.units is not None and not np.isfinite(sample.units).all()):
-        raise Lacking(f"{what} of {called(sample.run)} is not a number")
-    return sample
-
-
-def score(evidence: Evidence, run: str, task: str) -> Sample:
-    if run not in evidence.scores:
-        raise NotRun(f"{called(run)} was not evaluated")
-    if task not in evidence.scores[run]:
-        raise NotRun(f"{task_name(task)} was not asked")
-    return checked(evidence.scores[run][task], f"the score on {task_name(task)}")
-
-
-def change(evidence: Evidence, run: str, projection: str) -> Sample:
-    of_run = evidence.change.get(run, {})
-    if projection not in of_run:
-        raise NotRun(f"the weight change of {called(run)} was not measured in {projection}")
-    if not any(sample.values.any() for sample in of_run.values()):
-        raise Lacking(f"{called(run)} changed no weight")
-    return checked(of_run[projection], f"the weight change in {projection}")
-
-
-def mean_change(evidence: Evidence, run: str, projections: Sequence[str]) -> Sample:
-    """Over projections, by layer."""
-    samples = [change(evidence, run, projection) for projection in projections]
-    if len({(sample.names, sample.seeds) for sample in samples}) > 1:
-        raise Lacking(f"not every layer and seed of {called(run)} was measured")
-    units = sum(sample.units for sample in samples) / len(samples)
-    return replace(samples[0], units=units, values=units.mean(axis=1))
-
-
-def kl(evidence: Evidence, run: str, share: float = 1.0) -> Sample:
-    """Of the first checkpoint after this share of the steps."""
-    curve = evidence.kl.get(run, {})
-    if not curve:
-        raise NotRun(f"the KL of {called(run)} was not measured")
-    if len(curve) < 4:
-        raise Lacking(f"the KL of {called(run)} was measured at fewer than four checkpoints")
-    last = max(curve)
-    sample = checked(curve[min(step for step in curve if step >= share * last)], "the KL")
-    if not (sample.values > 0).all():
-        raise Lacking(f"the KL of {called(run)} is zero: it did not train")
-    return sample
-
-
-def steps(evidence: Evidence, run: str, column: str) -> Sample:
-    """A logged column by optimizer step, steps without a number left out; Lacking below ten."""
-    import numpy as np
-
-    if run not in evidence.log:
-        raise NotRun(f"there is no training log of {called(run)}")
-    if column not in evidence.log[run]:
-        raise NotRun(f"the training log of {called(run)} has no {column}")
-    sample = evidence.log[run][column]
-    finite = np.isfinite(sample.units).all(axis=0)
-    if finite.sum() < 10:
-        raise Lacking(f"the training log of {called(run)} has fewer than ten steps of {column}")
-    units = sample.units[:, finite]
-    names = tuple(name for name, kept in zip(sample.names, finite, strict=True) if kept)
-    return replace(sample, units=units, values=units.mean(axis=1), names=names)
-
-
-def cut(sample: Sample, begin: int, end: int) -> Sample:
-    """Units begin to end."""
-    units = sample.units[:, begin:end]
-    return replace(sample, units=units, values=units.mean(axis=1), names=sample.names[begin:end])
-
-
-def tenths(sample: Sample) -> tuple[Sample, Sample]:
-    """The first and the last tenth of the steps."""
-    total = sample.units.shape[1]
-    count = max(2, total // 10)
-    return cut(sample, 0, count), cut(sample, total - count, total)
-
-
-# ---------------------------------------------------------------- parts
-
-
-def gap(evidence: Evidence, a: str, b: str, tasks: Sequence[str]) -> tuple[Estimate, list[str]]:
-    """Mean over those tasks that both have of score(a) - score(b), and which these are."""
-    for run in (a, b):
-        if run not in evidence.scores:
-            raise NotRun(f"{called(run)} was not evaluated")
-    common = [task for task in tasks if task in evidence.scores[a] and task in evidence.scores[b]]
-    if not common:
-        raise NotRun(f"{called(a)} and {called(b)} have none of {', '.join(map(task_name, tasks))} in common")
-    return linear(_groups([(score(evidence, a, task), score(evidence, b, task)) for task in common])), common
-
-
-def _groups(pairs: Sequence[tuple[Sample, Sample]]) -> list[list[tuple[float, Sample]]]:
-    weight = 1 / len(pairs)
-    return [[(weight, a), (-weight, b)] for a, b in pairs]
-
-
-def higher(evidence: Evidence, margins: Margins, a: str, b: str, tasks: Sequence[str], want: str = "above") -> Part:
-    """score(a) - score(b), with a note where what it says rests on one task."""
-    found, common = gap(evidence, a, b, tasks)
-    where = f", {task_name(common[0])}" if len(common) == 1 else f", mean of {len(common)}"
-    return Part(
-        f"{called(a)} − {called(b)}{where}", found, margins.score, want=want, note=rests_on(evidence, a, b, common)
-    )
-
-
-def rests_on(evidence: Evidence, a: str, b: str, tasks: Sequence[str]) -> str:
-    """Which task the difference rests on: without it alone the 95% interval no longer leaves out zero."""
-    whole, _ = gap(evidence, a, b, tasks)
-    if len(tasks) < 2 or not abs(whole.value) > whole.half_width():
-        return ""
-    for left in tasks:
-        rest, _ = gap(evidence, a, b, [task for task in tasks if task != left])
-        if not rest.value * math.copysign(1, whole.value) > rest.half_width():
-            part = Part("without it", rest, 0.0)
-            return f"rests on {task_name(left)}; {part.text(0.05)}"
-    return ""
-
-
-def slight(evidence: Evidence, margins: Margins, a: str, b: str, tasks: Sequence[str]) -> list[Part]:
-    """score(a) above score(b), and by no more than is modest."""
-    part = higher(evidence, margins, a, b, tasks)
-    return [part, part._replace(want="under", beyond=margins.modest, note="")]
-
-
-def ratio(what: str, margins: Margins, a: Sample, b: Sample, want: str = "above", beyond: float = 0.0) -> Part:
-    """mean(a) / mean(b) as a part; a and b paired by their units."""
-    margin = math.log(margins.much if beyond else margins.ratio)
-    return Part(what, linear([[(1, logged(a)), (-1, logged(b))]]), margin, RATIO, want, beyond)
-
-
-def unpaired(what: str, margins: Margins, a: Sample, b: Sample, want: str = "above") -> Part:
-    """The same of samples whose units are others."""
-    return Part(what, linear([[(1, logged(a))], [(-1, logged(b))]]), math.log(margins.ratio), RATIO, want)
-
-
-def spikes(evidence: Evidence, run: str) -> Sample:
-    """1 for each step whose gradient norm is above 3 x the median of the 21 steps around it."""
-    import numpy as np
-
-    norms = steps(evidence, run, "grad_norm")
-    total = norms.units.shape[1]
-    windows = [norms.units[:, max(0, i - 10) : i + 11] for i in range(total)]
-    medians = np.stack([np.median(window, axis=1) for window in windows], axis=1)
-    units = (norms.units > 3 * medians).astype(float)
-    return replace(norms, units=units, values=units.mean(axis=1), share=True)
-
-
-def layers_apart(evidence: Evidence, margins: Margins, run: str, projections: Sequence[str], other: str) -> Part:
-    """The mean change of the middle half of the layers over that of the first (early) or last (late) quarter."""
-    sample = mean_change(evidence, run, projections)
-    count = sample.units.shape[1]
-    if count < 4:
-        raise Lacking(f"{count} layers have no middle half")
-    quarter = count // 4
-    outer = cut(sample, 0, quarter) if other == "early" else cut(sample, count - quarter, count)
-    return unpaired(f"{called(run)}, middle / {other}", margins, cut(sample, quarter, count - quarter), outer)
 
 
 # ---------------------------------------------------------------- 3.1 and 3.2: training
@@ -208,7 +55,7 @@ def rewards_rise(e: Evidence, m: Margins) -> list[Part]:
 def sft_is_smooth(e: Evidence, m: Margins) -> list[Part]:
     first, last = tenths(steps(e, "sft_3ep", "loss"))
     rare = Part("share of steps with a spike", linear([[(1, spikes(e, "sft_3ep"))]]), 0, PLAIN, "under", m.spikes)
-    return [unpaired("loss, first / last tenth", m, first, last), rare]
+    return [unpaired("loss, first / last tenth", m.ratio, first, last), rare]
 
 
 def grpo_is_less_stable(e: Evidence, m: Margins) -> list[Part]:
@@ -224,12 +71,12 @@ def grpo_costs_more(e: Evidence, m: Margins) -> list[Part]:
             raise Lacking(f"the training log of {called(run)} does not say what each step asked")
         units = flops.units / questions.units
         samples.append(replace(flops, units=units, values=units.mean(axis=1)))
-    return [unpaired("operations for each question asked, GRPO / SFT", m, *samples)]
+    return [unpaired("operations for each question asked, GRPO / SFT", m.ratio, *samples)]
 
 
 def lengths_stay(e: Evidence, m: Margins) -> list[Part]:
     first, last = tenths(steps(e, "grpo", "completion_length"))
-    return [unpaired("tokens of a completion, last / first tenth", m, last, first, "same")]
+    return [unpaired("tokens of a completion, last / first tenth", m.ratio, last, first, "same")]
 
 
 # ---------------------------------------------------------------- 3.3: benchmarks
@@ -254,7 +101,7 @@ def aime_is_too_hard(e: Evidence, m: Margins) -> list[Part]:
 
 
 def kl_is_larger(e: Evidence, m: Margins) -> list[Part]:
-    return [ratio("last checkpoints, SFT / GRPO", m, kl(e, "sft_3ep"), kl(e, "grpo"), beyond=math.log(m.much))]
+    return [much_more("last checkpoints, SFT / GRPO", m, kl(e, "sft_3ep"), kl(e, "grpo"))]
 
 
 def kl_grows_early(e: Evidence, m: Margins) -> list[Part]:
@@ -265,7 +112,7 @@ def kl_grows_early(e: Evidence, m: Margins) -> list[Part]:
 
 def kl_plateaus(run: str) -> Judge:
     return lambda e, m: [
-        ratio(f"{called(run)}, end / three quarters of the steps", m, kl(e, run), kl(e, run, 0.75), "same")
+        ratio(f"{called(run)}, end / three quarters of the steps", m.ratio, kl(e, run), kl(e, run, 0.75), "same")
     ]
 
 
@@ -274,7 +121,7 @@ def kl_plateaus(run: str) -> Judge:
 
 def sft_changes_more(e: Evidence, m: Margins) -> list[Part]:
     sft, grpo = (mean_change(e, run, tuple(PROJECTIONS)) for run in ("sft_3ep", "grpo"))
-    return [ratio("SFT / GRPO", m, sft, grpo, beyond=math.log(m.much))]
+    return [much_more("SFT / GRPO", m, sft, grpo)]
 
 
 def leads(run: str, others: Sequence[str]) -> Judge:
@@ -283,7 +130,7 @@ def leads(run: str, others: Sequence[str]) -> Judge:
     def judge(e: Evidence, m: Margins) -> list[Part]:
         short = {name: name.removesuffix("_proj") for name in PROJECTIONS}
         return [
-            ratio(f"{short[lead]} / {short[other]}", m, change(e, run, lead), change(e, run, other))
+            ratio(f"{short[lead]} / {short[other]}", m.weights, change(e, run, lead), change(e, run, other))
             for lead in QUERY_KEY
             for other in others
         ]
@@ -305,7 +152,7 @@ def sft_changes_middle_mlps(e: Evidence, m: Margins) -> list[Part]:
     groups = [
         [(c, logged(cut(sft, *end))), (-c, logged(cut(grpo, *end)))] for c, end in zip((1, -1), ends, strict=True)
     ]
-    versus = Part("middle / early, SFT / GRPO", linear(groups), math.log(m.ratio), RATIO)
+    versus = Part("middle / early, SFT / GRPO", linear(groups), math.log(m.weights), RATIO)
     return [layers_apart(e, m, "sft_3ep", MLP, "early"), versus]
 
 
@@ -374,7 +221,7 @@ def gain_shrinks_with_k(run: str) -> Judge:
             raise NotRun(f"{task_name(IN_DOMAIN)} was answered once a question; pass@k needs several samples")
         terms = [(1, at_k(tuned, 1)), (-1, at_k(base, 1)), (-1, at_k(tuned, k)), (1, at_k(base, k))]
         beyond = linear([[(1, at_k(tuned, k)), (-1, at_k(base, k))]])
-        reach = Part(f"gain at pass@{k}", beyond, m.score).text(0.05)
+        reach = Part(f"gain at pass@{k}", beyond, m.score).text(LEVEL)
         return [Part(f"gain of {called(run)} at pass@1 − at pass@{k}", linear([terms]), m.score, note=reach)]
 
     return judge
@@ -426,9 +273,9 @@ def further_at_rate(what: str) -> Judge:
     def judge(e: Evidence, m: Margins) -> list[Part]:
         run = e.first(*AT_RATE)
         if what == "kl":
-            return [ratio(f"KL, {run} / GRPO", m, kl(e, run), kl(e, "grpo"), beyond=math.log(m.much))]
+            return [much_more(f"KL, {called(run)} / GRPO", m, kl(e, run), kl(e, "grpo"))]
         sft, grpo = (mean_change(e, name, tuple(PROJECTIONS)) for name in (run, "grpo"))
-        return [ratio(f"weight change, {run} / GRPO", m, sft, grpo, beyond=math.log(m.much))]
+        return [much_more(f"weight change, {called(run)} / GRPO", m, sft, grpo)]
 
     return judge
 
@@ -524,8 +371,8 @@ def sparsity_is_rounding(e: Evidence, m: Margins) -> list[Part]:
 def sft_distorts(e: Evidence, m: Margins) -> list[Part]:
     drift = [of_structure(e, run, "spectral_drift") for run in ("sft_3ep", "grpo")]
     angle = [of_structure(e, run, "angle") for run in ("sft_3ep", "grpo")]
-    turning = ratio("turning of leading directions, SFT / GRPO", m, *angle)
-    return [ratio("spectral drift, SFT / GRPO", m, *drift), turning]
+    turning = ratio("turning of leading directions, SFT / GRPO", m.ratio, *angle)
+    return [ratio("spectral drift, SFT / GRPO", m.ratio, *drift), turning]
 
 
 def scored(a: str, b: str, tasks: Sequence[str] = (IN_DOMAIN,), want: str = "above") -> Judge:

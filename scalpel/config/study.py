@@ -54,7 +54,8 @@ class Margins(Strict):
     score: Share = 0.02  # of benchmarks, a share of 1
     modest: Share = 0.10  # a gain or loss above it is not modest, nor slight
     out_of_reach: Share = 0.10  # a benchmark below it is out of reach
-    ratio: Annotated[float, Field(gt=1)] = 1.1  # of KL, weight change, lengths: factors between 1 / 1.1 and 1.1
+    ratio: Annotated[float, Field(gt=1)] = 1.1  # of KL, cost and lengths: factors between 1 / 1.1 and 1.1
+    weights: Annotated[float, Field(gt=1)] = 1.05  # of weight change
     much: Annotated[float, Field(gt=1)] = 2.0  # what "much more" is at least, a factor
     reward: Share = 0.05
     spikes: Share = 0.05  # of steps: rare below it
