@@ -124,8 +124,11 @@ class Estimate:
             return 0.0 if distance > 0 else 1.0 if distance < 0 else 0.5
         if distance <= 0:
             return 1.0 - self.tail(-distance) if distance else 0.5
+        if len(self.parts()) == 1:
+            ((variance, df),) = self.parts()
+            return _below(-distance / math.sqrt(variance), df)
         low, high = -300.0, 0.0  # log10 of the two-sided level
-        for _ in range(60):
+        for _ in range(40):
             middle = (low + high) / 2
             if half_width(self.parts(), 10**middle) > distance:
                 low = middle
@@ -171,6 +174,13 @@ def _t(df: float, level: float) -> float:
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(level / 2) if math.isinf(df) else stdtrit(max(df, 1), level / 2))
+
+
+def _below(t: float, df: float) -> float:
+    """Probability of a value of Student's t below t."""
+    from scipy.special import ndtr, stdtr
+
+    return float(ndtr(t) if math.isinf(df) else stdtr(max(df, 1), t))
 
 
 def _least(enough) -> float | None:

@@ -84,7 +84,7 @@ def steps(evidence: Evidence, run: str, column: str) -> Sample:
     if run not in evidence.log:
         raise NotRun(f"there is no training log of {called(run)}")
     if column not in evidence.log[run]:
-        raise NotRun(f"the training log of {called(run)} has no {column}")
+        raise Lacking(f"the training log of {called(run)} has no {column}")
     sample = evidence.log[run][column]
     finite = np.isfinite(sample.units).all(axis=0)
     if finite.sum() < 10:

@@ -332,10 +332,10 @@ def kl_tells_most(e: Evidence, m: Margins) -> list[Part]:
     names = [name for name in e.rivals if name.startswith("KL")]
     if not names or len(e.rivals) < 2:
         raise NotRun("fewer than three runs have forgetting and its predictors")
-    parts = []
+    parts, first = [], checked(e.rivals[names[0]], "R²")
     for name, other in e.rivals.items():
         if name != names[0]:
-            found = linear([[(1, other), (-1, e.rivals[names[0]])]])
+            found = linear([[(1, checked(other, "R²")), (-1, first)]])
             what = f"R² of {names[0]} − of {name}".replace(" (nats)", "")
             parts.append(Part(what, found, m.share, PLAIN))
     return parts
