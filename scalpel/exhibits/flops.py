@@ -56,7 +56,6 @@ def draw(frame, options, style):
     """Ours on the left, the published methods, whose sizes are others, on the right."""
     import numpy as np
     from matplotlib.patches import Patch
-    from matplotlib.ticker import EngFormatter
 
     colors = {"paper": "#9AA5B1", "counted": "#0072B2", "measured": "#E69F00", "printed": "#D0D0D0"}
     ours, theirs = frame[frame["of"] == "here"], frame[frame["of"] == "published"]
@@ -76,11 +75,11 @@ def draw(frame, options, style):
         axes.set_yticks(range(len(shown)), [style.label(run) for run in shown["run"]])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axes.set_xlabel("FLOPs")
     panels[0].set_title("here")
     if len(theirs):
-        panels[1].set_title("published, and recomputed")
+        panels[1].set_title("published")
     names = {"printed": "as printed"} | ACCOUNTINGS
     used = [name for name in names if name in frame and frame[name].notna().any()]
     figure.legend(handles=[Patch(color=colors[n], label=names[n]) for n in used], loc="outside lower center", ncols=4)
