@@ -107,7 +107,10 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     """The files of one result of a made-up laptop run; the same for the same arguments."""
     rng = np.random.default_rng([seed, *stage.encode(), *run.encode()])
     if stage == "train":
-        made = {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
+        log = _log(run, rng)
+        if recipe["method"] != "sft" and run != "grpo":
+            log = log.assign(accuracy_reward=0.4 + log["step"] / 200, completion_length=40.0 + log["step"])
+        made = {"log.parquet": log, "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
         return made | _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]

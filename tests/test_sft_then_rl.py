@@ -99,7 +99,7 @@ def test_the_bugs_are_drawn(made):
 
 @pytest.mark.parametrize("name", ["bug_courses", "bug_reward", "dynamics"])
 def test_courses_are_drawn(name, made):
-    assert draw(made, name, STUDY, columns={"loss": "loss"}).axes
+    assert len(draw(made, name, STUDY).axes) == len(made[0].drawings[STUDY, name].recipe["options"]["columns"])
 
 
 def test_flops_of_every_run_by_three_accountings(made):
