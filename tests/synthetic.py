@@ -38,6 +38,10 @@ DROPS = (
 CHECKPOINTS = 8  # of each run
 CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
           "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
+PROBES = [
+    {"name": "accumulation", "passed": True, "found": "lost: none", "expected": "all 4 of 1", "tolerance": "none"},
+    {"name": "log-probabilities of transformers", "passed": True, "found": "as an audit without the other fields"},
+]
 KEPT = pd.DataFrame({"row": range(50), "tokens": 90, "prompt_tokens": 30})
 Content = dict[str, pd.DataFrame | str]  # file name -> what it holds
 
@@ -122,6 +126,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"structure.parquet": _structure(run, seed, recipe, rng)}
     if stage == "weight_change":
         return {"weight_change.parquet": _weight_change(run, rng)}
+    if stage == "audit":
+        return {"audit.json": json.dumps(PROBES)}
     if stage == "base":
         return {"model/config.json": json.dumps(CONFIG)}
     return {"drops.csv": DROPS, "kept.parquet": KEPT} if stage == "data" else {}

@@ -17,7 +17,7 @@ from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import drops, setup, tables, verdicts
+from scalpel.report import audits, drops, setup, tables, verdicts
 
 HERE = Path(__file__).parent
 
@@ -74,6 +74,7 @@ def page(opened: drawing.Opened) -> str:
         counts=verdicts.counts(found),
         sigmas=f"{SIGMAS:g}",
         exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
+        audits=audits.audits(results.of("audit"), label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
