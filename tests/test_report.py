@@ -226,7 +226,7 @@ def test_recipes_are_compared_field_by_field():
 
 
 def test_every_probe_of_every_audit_stands_on_the_page(made, page):
-    """What was measured, what is right, by how much they may differ, the verdict, and the versions that have the bug."""
+    """Measured, expected, by how much they may differ, the verdict, and the versions that have the bug."""
     plan, _ = made
     audits = {entry.step.digest for entry in plan.entries[STUDY] if entry.stage == "audit"}
     assert page.count("2 of 2 probes pass") == len(audits) >= 2
@@ -240,7 +240,8 @@ def test_a_probe_that_failed_is_seen(tmp_path):
     step.mkdir(parents=True)
     seal = {"engine": "zero2", "offload": True, "ranks": 2, "accumulation": 4, "packages": {"deepspeed": "0.18.9"}}
     (step / "recipe.json").write_text(json.dumps({"recipe": {"fingerprint": seal}}))
-    (step / "audit.json").write_text(json.dumps([{"name": "accumulation", "passed": False, "found": "1 of rank 0"}]))
+    failed = {"name": "accumulation", "passed": False, "found": "1 of rank 0"}
+    (step / "audit.json").write_text(json.dumps([failed]))
     (found,) = audits.audits([Result("audit", run, 1, step) for run in ("a", "b", "a")], str.upper)
     assert found.runs == ["A", "B"] and found.passed == 0 and "deepspeed 0.18.9" in found.packages
     assert found.how == "engine zero2, CPU offload, 2 ranks, three micro-batches or more a step of each"

@@ -72,10 +72,16 @@ def _olmo2(hidden: int, layers: int, heads: int, intermediate: int) -> Shape:
     return Shape(hidden, intermediate, layers, heads, heads, hidden // heads, 100352, tied=False, query_key_norms=True)
 
 
+def _qwen2_5(hidden: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int, tied: bool) -> Shape:
+    return Shape(hidden, intermediate, 28, heads, kv_heads, hidden // heads, vocabulary, tied, query_key_norms=False)
+
+
 KNOWN = {  # by the repository's name, -SFT, -DPO, -Instruct aside: the models' own config.json
     "allenai/OLMo-2-0425-1B": _olmo2(2048, 16, 16, 8192),
     "allenai/OLMo-2-1124-7B": _olmo2(4096, 32, 32, 11008),
     "allenai/OLMo-2-1124-13B": _olmo2(5120, 40, 40, 13824),
+    "Qwen/Qwen2.5-Math-1.5B": _qwen2_5(1536, 12, 2, 8960, 151936, tied=True),
+    "Qwen/Qwen2.5-Math-7B": _qwen2_5(3584, 28, 4, 18944, 152064, tied=False),
 }
 
 
