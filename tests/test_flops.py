@@ -73,6 +73,20 @@ def test_the_counter_finds_what_torch_s_own_does(kind, attention, tiny_base):
     assert ours.total == theirs.get_total_flops() > 0
 
 
+def test_heads_that_share_keys_count_as_if_each_had_its_own():
+    """torch's own formula refuses them."""
+    query = torch.randn(1, 4, 8, 16, requires_grad=True)
+    key, value = torch.randn(2, 1, 2, 8, 16, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with Counter() as shared:
+        attention(query, key, value, enable_gqa=True).sum().backward()
+    with Counter() as own:
+        attention(query, *(x.repeat_interleave(2, 1) for x in (key, value))).sum().backward()
+    assert shared.total == own.total == 7 * 2 * 4 * 8 * 8 * 16
+    names = {packet.__name__ for packet in meter.FORMULAS if hasattr(packet, "__name__")}
+    assert {"_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention_backward"} <= names
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_base, tiny_data, tmp_path_factory):
     """Runs with the meter, by name."""

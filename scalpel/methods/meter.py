@@ -113,6 +113,7 @@ FORMULAS = dict(flop_registry) | {
     ATEN.linear: _linear,
     ATEN.matmul: _matmul,
     ATEN.scaled_dot_product_attention: _attention,
-    ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+for kernel in ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu"):
+    FORMULAS[getattr(ATEN, f"_scaled_dot_product_{kernel}")] = _attention
+    FORMULAS[getattr(ATEN, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
