@@ -93,6 +93,8 @@ def finish_all(plan: Plan, root: Path, edit: Callable[[str, str, pd.DataFrame], 
     for step in plan.steps.values():
         entry = whose.get(step.digest)
         content = made_up(entry.stage, entry.run, entry.seed, step.recipe) if entry else {}
+        if step.stage == "audit":
+            content = {"audit.json": json.dumps(PROBES)}
         if edit:
             frames = {name: what for name, what in content.items() if isinstance(what, pd.DataFrame)}
             content |= {name: edit(entry.stage, entry.run, frame) for name, frame in frames.items()}
@@ -126,8 +128,6 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"structure.parquet": _structure(run, seed, recipe, rng)}
     if stage == "weight_change":
         return {"weight_change.parquet": _weight_change(run, rng)}
-    if stage == "audit":
-        return {"audit.json": json.dumps(PROBES)}
     if stage == "base":
         return {"model/config.json": json.dumps(CONFIG)}
     return {"drops.csv": DROPS, "kept.parquet": KEPT} if stage == "data" else {}

@@ -185,8 +185,6 @@ class Runs:
         setting, scale = config.setting, self.config.scale
         chain = tuple(run.chain)
         yield Entry(run.checkpoints.stage, run.name, run.seed, run.checkpoints, chain=chain)
-        if "audit" in run.checkpoints.gates:
-            yield Entry("audit", run.name, run.seed, run.checkpoints.gates["audit"])
         if "layers" in run.checkpoints.inputs:
             yield Entry("trace", run.name, run.seed, run.checkpoints.inputs["layers"])
         count = run.spec.evaluated or run.count

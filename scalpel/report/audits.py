@@ -1,12 +1,16 @@
-"""The section on the audit: every probe of every audit that the study's runs passed first."""
+"""The section on the audit: every probe of every audit that the study's runs passed first.
+
+Which audit a run waited for stands in the run's own recipe.json: the stack that draws the page may be another one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from scalpel.artifact.checking import checked
-from scalpel.artifact.files import RECIPE, read_json
+from scalpel.artifact.files import MANIFEST, RECIPE, below, read_json
 from scalpel.audit.known import versions
 from scalpel.exhibits.result import Result
 from scalpel.report.tables import NONE, Column, Table
@@ -15,25 +19,31 @@ COLUMNS = [Column(name) for name in ("Probe", "Measured", "Expected", "Tolerance
 
 
 class Audit(NamedTuple):
-    """One audit. how: what it was taken on. packages: those it was taken with. runs: that waited for it."""
+    """One audit. how: what it was taken on. packages: those it was taken with. runs: that waited for it. probes: None
+    where its result was taken away since."""
 
     name: str
-    how: str
-    packages: str
     runs: list[str]
-    passed: int
-    probes: Table
+    how: str = ""
+    packages: str = ""
+    passed: int = 0
+    probes: Table | None = None
 
 
-def audits(results: Iterable[Result], label: Callable[[str], str]) -> list[Audit]:
-    """Each audit once, in the order of the runs; UserError for one that is damaged."""
-    runs: dict = {}
-    for result in results:
-        runs.setdefault(result.step, []).append(label(result.run))
+def audits(trained: Iterable[Result], label: Callable[[str], str]) -> list[Audit]:
+    """Each audit that trained runs waited for once, in the order of the runs; UserError for one that is damaged."""
+    runs: dict[Path, list[str]] = {}
+    for result in trained:
+        gates = read_json(result.step / RECIPE).get("gates", {})
+        if "audit" in gates:
+            step = below(result.step.parents[1], gates["audit"]["directory"])
+            runs.setdefault(step, []).append(label(result.run))
     return [_audit(step, list(dict.fromkeys(of))) for step, of in runs.items()]
 
 
-def _audit(step, runs: list[str]) -> Audit:
+def _audit(step: Path, runs: list[str]) -> Audit:
+    if not (step / MANIFEST).is_file():
+        return Audit(step.name, runs)
     seal = read_json(step / RECIPE)["recipe"]["fingerprint"]
     probes = read_json(checked(step / "audit.json"))
     rows = [
@@ -52,7 +62,7 @@ def _audit(step, runs: list[str]) -> Audit:
     how += f", {seal['rollouts']['method']}" if "rollouts" in seal else ""
     packages = ", ".join(f"{name} {version}" for name, version in seal["packages"].items())
     passed = sum(probe["passed"] for probe in probes)
-    return Audit(step.name, how, packages, runs, passed, Table(COLUMNS, rows))
+    return Audit(step.name, runs, how, packages, passed, Table(COLUMNS, rows))
 
 
 def _many(accumulation: int) -> str:

@@ -74,7 +74,7 @@ def page(opened: drawing.Opened) -> str:
         counts=verdicts.counts(found),
         sigmas=f"{SIGMAS:g}",
         exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
-        audits=audits.audits(results.of("audit"), label),
+        audits=audits.audits(results.of("train"), label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
