@@ -96,6 +96,8 @@ KNOWN = {  # by the repository's name, -SFT, -DPO, -Instruct aside: the models' 
     "Qwen/Qwen2.5-0.5B": _qwen2(896, 24, 14, 2, 4864, 151936, tied=True),
     "Qwen/Qwen2.5-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, tied=False),
     "nvidia/AceInstruct-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),  # a Qwen2.5-1.5B
+    "Qwen/Qwen2.5-Math-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),
+    "Qwen/Qwen2.5-Math-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, tied=False),
 }
 
 

@@ -51,10 +51,12 @@ from scalpel.methods.loop import (
     common_arguments,
     make_deterministic,
     mean_by_tokens,
+    per_batch,
     step_flops,
     training_dtype,
     write_log,
 )
+from scalpel.methods.meter import SCORED, WRITTEN
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
@@ -176,7 +178,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             self.columns = self.columns | {"rewards/tag_count": "tag_count_reward"}
         self.asked, self.least_rate = steps, recipe.least_rate
         self.journals = journals
-        self.per_batch = recipe.updates * recipe.iterations  # optimizer steps made of one batch of rollouts
+        self.per_batch = per_batch(recipe)
         self.accumulation = self.micro_batches_per_step()
         self.opening = opening(tokenizer)
         self.prompts: dict[int, list[int]] = {}
@@ -257,7 +259,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             found = self.servers.complete(requests, weights, version, **sampling) if self.ranks.first else None
             found = self.ranks.from_first(found)
         else:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.meter.phase(WRITTEN):
                 found = self.ranks.everyone(self.engine.complete(self.ranks.share(requests), **sampling))
         groups = []
         for ask, prompt, completions in zip(asks, prompts, found, strict=True):
@@ -381,7 +383,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         counts, found = self.counts(rollouts), []
         for portion in self.portions(rollouts, self.ranks.rank):
             inputs = self.tensors(portion) | counts
-            with torch.no_grad():
+            with torch.no_grad(), self.meter.phase(SCORED):
                 if self.per_batch > 1:
                     inputs["old_per_token_logps"] = self.log_probabilities(self.model, inputs)
                 if self.beta:

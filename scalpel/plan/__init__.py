@@ -83,6 +83,7 @@ class Plan:
             "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,
+            "margins": config.margins.model_dump(mode="json"),
             "looks": looks,
             "runs": {run: _described(spec) for run, spec in config.runs.items()},
             "evaluation": config.setting.evaluation.model_dump(mode="json"),
