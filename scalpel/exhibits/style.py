@@ -28,7 +28,7 @@ MARKERS = "ovD^Ps*"  # seven: no divisor of the number of colours, so that a col
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # of lines without markers, of runs of one colour
 HATCHES = ("", "////", "....", "xxxx")  # of their bars
 WIDTHS = {1: 3.3, 2: 6.8}  # inches of one and two columns of a page
-PANEL = {None: 1.0, 1: 0.65, 2: 0.75}  # height of what is drawn there
+PANEL = {None: 1.0, 1: 0.8, 2: 0.8}  # height of what is drawn there
 LEGEND_ROW = 0.17  # inches
 BASE_COLOR = "#707070"
 DARK = "#303030"
@@ -93,7 +93,7 @@ class Style:
         """How many panels of `most` stand in a row: two where the figure fills one column, three in two."""
         return min(most, {None: most, 1: 2, 2: 3}[self.options.page_columns])
 
-    def wrapped(self, text: str, letters: int = 20) -> str:
+    def wrapped(self, text: str, letters: int = 16) -> str:
         """A title or an axis' name, in lines of so many letters where panels are as small as in columns of a page."""
         return textwrap.fill(text, letters) if self.options.page_columns else text
 
@@ -186,7 +186,7 @@ class Style:
             for bar in bars if self.repeats[run] else ():
                 bar.set(hatch=HATCHES[self.repeats[run] % len(HATCHES)], edgecolor="white", linewidth=0)
         axes.errorbar(places, 100 * means["value"], 100 * means["stderr"], fmt="none", ecolor=DARK, elinewidth=0.8)
-        axes.set_xticks(range(len(tasks)), [task_name(task) for task in tasks])
+        axes.set_xticks(range(len(tasks)), [self.wrapped(task_name(task), 9) for task in tasks])
         axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 100), xlabel="", ylabel="score (%)")
         axes.grid(axis="x", visible=False)
 
