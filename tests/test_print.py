@@ -1,4 +1,4 @@
-"""Every figure of the full study at one and at two columns' width: text that can be read, panels that have room, runs told apart.
+"""Every figure of the full study at one and at two columns' width: readable text, panels with room, runs told apart.
 
 Colours are compared as somebody without M cones sees them (deuteranopia): Machado, Oliveira and Fernandes (2009), the
 matrix of severity 1 in linear RGB, and CIE 1976 distances in L*a*b* under D65, where 2.3 is just noticeable.
@@ -91,6 +91,9 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         small = {t.get_text(): t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
         problems += [f"{where}: {t!r} has {s} points" for t, s in small.items() if s < LEAST_POINTS]
+        assert not [axes for axes in figure.axes if axes.get_visible() and not axes.has_data()], (
+            f"{where}: an empty panel"
+        )
         for axes in (axes for axes in figure.axes if axes.get_visible() and axes.get_label() != "<colorbar>"):
             box = axes.get_window_extent()
             inches = box.width / figure.dpi, box.height / figure.dpi
