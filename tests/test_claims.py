@@ -84,7 +84,7 @@ IN_DOMAIN = {  # probability of a right answer by difficulty, four answers a que
     "sft_3ep": level(0.45),
     "sft_qk_only": level(0.2),
     "sft_frozen_mlp": level(0.45),
-    "sft_near": level(0.372),  # gains as GRPO does
+    "sft_rate_tenth": level(0.372),  # gains as GRPO does
 }
 OTHERS = {  # GSM8k, AIME24, MMLU, MMLU-Pro, GPQA, IFEval
     "base": (0.80, 0.01, 0.62, 0.62, 0.30, 0.62),
@@ -93,7 +93,7 @@ OTHERS = {  # GSM8k, AIME24, MMLU, MMLU-Pro, GPQA, IFEval
     "sft_3ep": (0.60, 0.01, 0.30, 0.30, 0.36, 0.30),
     "sft_frozen_mlp": (0.65, 0.01, 0.20, 0.30, 0.50, 0.30),
     "sft_qk_only": (0.75, 0.01, 0.50, 0.50, 0.20, 0.50),
-    "sft_near": (0.70, 0.01, 0.44, 0.44, 0.40, 0.44),
+    "sft_rate_tenth": (0.70, 0.01, 0.44, 0.44, 0.40, 0.44),
     "sft_grpo_rate_3ep": (0.7, 0.01, 0.50, 0.50, 0.30, 0.50),
     "sft_oracle": (0.7, 0.01, 0.58, 0.58, 0.30, 0.58),
     "sft_own": (0.7, 0.01, 0.60, 0.60, 0.40, 0.60),
@@ -286,7 +286,7 @@ OPPOSED = {  # claim -> evidence in which the opposite appears
     "The rate makes most": swapped("change", "sft_3ep", "sft_grpo_rate_3ep"),
     "The rate makes little": kls(sft_grpo_rate_3ep=[0.01, 0.02, 0.04, 0.082]),
     "At GRPO's learning rate SFT still forgets": with_scores(sft_grpo_rate_3ep=known(0.9)),
-    "At equal gain": with_scores(sft_near=known(0.9)),
+    "At equal gain": with_scores(sft_rate_tenth=known(0.9)),
     "KL on the new task": rivalled(),
     "SFT on the labels": with_scores(sft_oracle=known(0.1)),
     "SFT on one's own": with_scores(sft_own=known(0.1)),
@@ -448,7 +448,7 @@ def test_a_gain_beyond_the_limit_is_not_modest():
 
 def test_equal_gain_takes_the_checkpoint_that_is_nearest():
     found = outcome("At equal gain", WHOLE)
-    assert "sft_near" in found.measured
+    assert "sft_rate_tenth" in found.measured
     far = replace(
         WHOLE, course={run: tasks for run, tasks in WHOLE.course.items() if run in ("sft_3ep", "sft_qk_only")}
     )
