@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from scalpel import claims
-from scalpel.claims.estimate import Lacking, NotRun, Sample
+from scalpel.claims.estimate import Estimate, Lacking, NotRun, Sample
 from scalpel.claims.evidence import measured, published
 from scalpel.claims.judge import (
     APPEARS,
@@ -25,6 +25,7 @@ from scalpel.claims.judge import (
     Claim,
     Evidence,
     Outcome,
+    Part,
     outcomes,
 )
 from scalpel.claims.measures import change, gap, kl, layers_apart, score, steps
@@ -396,11 +397,20 @@ def test_seeds_that_disagree_undo_a_verdict():
     assert one.kind == UNDECIDED and "3 seeds" in one.measured and "seeds" in one.decides
 
 
+def of_z(z: float, family: str = "f") -> Claim:
+    """A claim whose difference is z standard errors."""
+    estimate = Estimate(0.01 * z, 0.01**2, 100, math.inf, math.nan, 1, "questions", ("grpo",))
+    return Claim(str(z), "", family, "", lambda e, m: [Part("x", estimate, m.score)])
+
+
 def test_families_share_their_level():
-    weak = with_scores(grpo={"gsm8k": 0.787}, sft_3ep={"gsm8k": 0.5})
-    alone, together = outcome("GSM8k drops", weak), outcomes(CLAIMS, weak, M)
-    place = CLAIMS.index(claim("GSM8k drops"))
-    assert together[place].p >= alone.p and together[place].level <= alone.level
+    """z = 2.2 has p = 0.028: enough alone, and in a family of two only beside one that is surer."""
+    alone = outcomes((of_z(2.2),), WHOLE, M)[0]
+    assert alone.kind == APPEARS and alone.p == pytest.approx(0.0278, abs=1e-4) and alone.level == 0.05
+    together = outcomes((of_z(2.2), of_z(0.3)), WHOLE, M)[0]
+    assert together.kind == UNDECIDED and together.p == pytest.approx(0.0556, abs=1e-4) and together.level == 0.025
+    assert [one.kind for one in outcomes((of_z(2.2), of_z(4.0)), WHOLE, M)] == [APPEARS, APPEARS]
+    assert outcomes((of_z(2.2), of_z(0.3, "another")), WHOLE, M)[0].kind == APPEARS
 
 
 def test_it_is_said_on_what_a_mean_rests():
