@@ -14,7 +14,8 @@ from scalpel.claims.scalpel_vs_hammer import CLAIMS
 from scalpel.errors import UserError
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
-from scalpel.report import setup, tables
+from scalpel.exhibits.result import Result
+from scalpel.report import audits, setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
@@ -238,3 +239,33 @@ def test_recipes_are_compared_field_by_field():
     found = setup.compared({"a": {"x": 1, "n": {"y": 2}}, "b": {"x": 1, "n": {"y": 3}, "z": None}}, "Training")
     assert [column.name for column in found.differing.columns] == ["Training", "a", "b"]
     assert found.differing.rows == [("n.y", "2", "3")] and found.shared == ["x 1", "z –"]
+
+
+def test_every_probe_of_every_audit_stands_on_the_page(made, page):
+    """Measured, expected, by how much they may differ, the verdict, and the versions that have the bug."""
+    plan, _ = made
+    audits = {e.step.gates["audit"].digest for e in plan.entries[STUDY] if e.stage == "train"}
+    assert page.count("2 of 2 probes pass") == len(audits) >= 2
+    assert "lost: none" in page and "all 4 of 1" in page and "DeepSpeed 0.15.2 to 0.18.9" in page
+
+
+def test_a_probe_that_failed_is_seen_and_an_audit_that_is_gone(tmp_path):
+    train = tmp_path / "results" / "train" / "a-0123456789ab"
+    step = tmp_path / "results" / "audit" / "single.1x1-0123456789ab"
+    for folder in (train, step):
+        folder.mkdir(parents=True)
+    gate = {"digest": "0123456789ab", "directory": f"results/audit/{step.name}"}
+    (train / "recipe.json").write_text(json.dumps({"gates": {"audit": gate}}))
+    runs = [Result("train", run, 1, train) for run in ("a", "b", "a")]
+    assert audits.audits(runs, str.upper) == [audits.Audit(step.name, ["A", "B"])]
+    seal = {"engine": "zero2", "offload": True, "ranks": 2, "accumulation": 4, "packages": {"deepspeed": "0.18.9"}}
+    (step / "recipe.json").write_text(json.dumps({"recipe": {"fingerprint": seal}}))
+    failed = {"name": "accumulation", "passed": False, "found": "1 of rank 0"}
+    (step / "audit.json").write_text(json.dumps([failed]))
+    (step / "manifest.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audits, "checked", lambda path: path)
+        (found,) = audits.audits(runs, str.upper)
+    assert found.runs == ["A", "B"] and found.passed == 0 and "deepspeed 0.18.9" in found.packages
+    assert found.how == "engine zero2, CPU offload, 2 ranks, three micro-batches or more a step of each"
+    assert found.probes.rows[0][4] == "FAILS" and "0.19.0" in found.probes.rows[0][5]

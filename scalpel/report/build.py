@@ -18,7 +18,7 @@ from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import drops, setup, tables, verdicts
+from scalpel.report import audits, drops, setup, tables, verdicts
 
 HERE = Path(__file__).parent
 
@@ -75,6 +75,7 @@ def page(opened: drawing.Opened) -> str:
         families=verdicts.families(found),
         has_published=any(one.there for one in found),
         exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
+        audits=audits.audits(results.of("train"), label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
