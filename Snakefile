@@ -11,6 +11,7 @@ sys.path.insert(0, workflow.basedir)
 from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
+from scalpel.launch.command_line import asked
 from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
@@ -36,7 +37,7 @@ try:
     if not RECORDED:
         refuse_what_cannot_run(plan)
     if workflow.is_main_process:
-        plan.refuse_unknown(sys.argv[1:])
+        plan.refuse_unknown(*asked())
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -53,7 +54,7 @@ wildcard_constraints:
 onstart:
     try:
         refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
-        os.environ["SCALPEL_CONFIG"] = str(plan.record())
+        os.environ.update(SCALPEL_CONFIG=str(plan.record()))
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

@@ -19,4 +19,4 @@ for stage in STAGES:
         resources:
             **resources(stage),
         shell:
-            command("{rule}")
+            command(stage)
