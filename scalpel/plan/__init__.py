@@ -196,7 +196,7 @@ class Plan:
         return place in made or (place.endswith(MANIFEST) and (self.root / place).with_name(RECIPE).is_file())
 
     def _meant(self, place: str, made: list[str]) -> str:
-        """What a mistyped target may have meant: `nearest` among files, or the file of a run or exhibit of that name."""
+        """What a mistyped target may have meant: a file, or that of a run or exhibit of such a name."""
         short: dict[str, str] = {}
         for runs in self.runs.made.values():
             short.setdefault(runs.name, runs.checkpoints.manifest)
