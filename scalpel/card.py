@@ -150,14 +150,14 @@ def _made_by(what: Shared) -> str:
 
 
 def _behind(step: Step) -> list[Step]:
-    """All results that a result is made of, its own first, each once."""
+    """All results that a result is made of, each once; but the benchmarks that its rows may not overlap with."""
     found: dict[str, Step] = {}
     todo = [step]
     while todo:
         at = todo.pop(0)
         if at.digest not in found:
             found[at.digest] = at
-            todo += at.inputs.values()
+            todo += [other for other in at.inputs.values() if other.stage != "questions"]
     return list(found.values())
 
 

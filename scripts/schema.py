@@ -1,9 +1,10 @@
-"""Write the JSON schema of config.yaml, by which editors complete and check it: python -m scripts.schema
+"""Write the JSON schema of config.yaml, by which editors complete and check it: python -m scripts.schema [--check]
 
 From the typed configuration alone (scalpel/config). It is looser than that: whatever may be laid over a scale or a run
 may be left out or be null, and what depends on other fields is for scalpel.config.load to judge.
 """
 
+import argparse
 import json
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from scalpel.artifact.files import ROOT, write_atomically
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.study import RunAxes, UserConfig
+from scalpel.errors import UserError
 from scalpel.methods import METHODS
 from scalpel.program import WORKFLOW, end_with
 
@@ -44,7 +46,9 @@ def schema() -> dict[str, Any]:
     }
     user.pop("required", None)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "config.yaml of Scalpel"}
-    return head | {name: item for name, item in user.items() if name != "title"} | {"$defs": dict(sorted(parts.items()))}
+    return (
+        head | {name: item for name, item in user.items() if name != "title"} | {"$defs": dict(sorted(parts.items()))}
+    )
 
 
 def run(parts: dict, found: dict, recipes: dict) -> dict[str, Any]:
@@ -87,10 +91,15 @@ def partial(part: Any) -> Any:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.schema", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 2 when it is not current")
+    options = parser.parse_args()
     text = json.dumps(schema(), indent=1, sort_keys=True) + "\n"
     if PATH.is_file() and PATH.read_text() == text:
         print(f"{PATH.relative_to(ROOT)} is current", file=sys.stderr)
         return 0
+    if options.check:
+        raise UserError(f"{PATH.relative_to(ROOT)} is not what the typed configuration gives; run `make schema`.")
     write_atomically(PATH, text)
     print(f"{PATH.relative_to(ROOT)} written", file=sys.stderr)
     return 0

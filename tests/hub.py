@@ -73,6 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             hub.refusals -= 1
             return self.answer(429, b"{}", {"Retry-After": "0"})
         parts = where.path.strip("/").split("/")
+        if parts[0] == "api" and len(parts) < 5:  # whether there is such a repository
+            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         if parts[0] == "api":
             kind, repo, what, *rest = parts[1].removesuffix("s"), "/".join(parts[2:4]), *parts[4:]
             if what == "refs":

@@ -55,8 +55,10 @@ def log(values): note("log", step=values["train/global_step"], name=list(values)
 config = Config()
 class _Space:
     def get(self): return None
-class context_vars: current_space_id = _Space()
-def init(project, name, resume, **_): note("init", id=name, project=project, resume=resume)
+class context_vars: current_space_id = current_project = _Space()
+def init(project, name, resume, space_id=None, **_): note("init", id=name, project=project, resume=resume, at=space_id)
+def freeze(*_, **__): note("upload")
+def sync(*_, **__): note("upload")
 def log(values): note("log", step=values["train/global_step"], name=list(values)[0])
 def finish(): note("finish")
 """),
@@ -107,6 +109,7 @@ def test_a_stopped_run_reports_on_to_the_same_one_and_ends_as_if_untracked(
     first, second = [call for call in calls if call["what"] == "init"]
     assert first == second and first["id"].endswith("0123456789ab")
     assert first.get("resume", "allow") == "allow" and first.get("project", "scalpel") == "scalpel"
+    assert first.get("at") is None and not [call for call in calls if call["what"] == "upload"]
     steps = [
         call["step"] for call in calls if call["what"] == "log" and call["name"] in ("train/loss", "train/train_loss")
     ]
