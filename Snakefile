@@ -12,6 +12,7 @@ from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
 from scalpel.launch.command_line import asked
+from scalpel.launch.forecast import tell_forecast
 from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
@@ -55,6 +56,7 @@ onstart:
     try:
         refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
         os.environ.update(SCALPEL_CONFIG=str(plan.record()))
+        tell_forecast(workflow, plan)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

@@ -7,7 +7,7 @@ from scalpel.launch.retries import keep_status
 def command(rule, program=None, argument=None, label="{wildcards.name}"):
     """Run scripts/<program>.py on one result, logged to a file and shown line by line under the job's name.
 
-    program: by default of the same name as the job's stage.
+    program: by default of the same name as the job's stage. All are texts that Snakemake fills in.
     """
     argument = argument or f"results/{rule}/{{wildcards.name}}-{{wildcards.digest}}"
     here, python = (
