@@ -285,7 +285,7 @@ def _check_names(config: Config, file: str) -> None:
             where = f"base_evaluated_as of study {study_name}"
             known(setting.base_evaluated_as, scale.models, where, "model")
             one, other = (
-                scale.models[name].model_dump(exclude={"chat_template"})
+                scale.models[name].model_dump(exclude={"chat_template", "license"})
                 for name in (setting.model, setting.base_evaluated_as)
             )
             if one != other:
