@@ -15,7 +15,7 @@ HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hash
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
 .PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
-  status clean-unused card push extend schema lock clean
+  status clean-unused card push extend schema retire lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -35,6 +35,7 @@ help:
 	@echo "make extend       every place where something of your own goes: the file to look at, and what there is"
 	@echo "make setup        the environment alone; make check: formatting alone; make clean: remove the environment"
 	@echo "make schema       write the JSON schema of config.yaml, by which editors complete it"
+	@echo "make retire       intermediate weights that all that is planned has read; YES=1 removes them"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
 setup:
@@ -101,7 +102,7 @@ resolve: setup
 	@$(BIN)/python -m scripts.resolve
 
 # These never install anything.
-verify status repair clean-unused card push extend schema:
+verify status repair retire clean-unused card push extend schema:
 	@[ -x $(BIN)/python ] || { echo "error: there is no environment yet; run make setup" >&2; exit 2; }
 	@$(if $(filter card push,$@),[ "$(RUN)" ] || { echo "error: name a run: make $@ RUN=grpo" >&2; exit 2; })
 	@$(if $(filter push,$@),[ "$(REPO)" ] || { echo "error: name a repository of the hub: make push RUN=grpo REPO=me/grpo" >&2; exit 2; })
@@ -109,6 +110,7 @@ verify status repair clean-unused card push extend schema:
 
 WORDS_repair = $(if $(YES),--yes)
 WORDS_clean-unused = $(if $(YES),--yes)
+WORDS_retire = $(if $(YES),--yes)
 WORDS_status = $(if $(SCALE),--scale "$(SCALE)")
 WORDS_card = "$(RUN)" $(WORDS_of_checkpoint)
 WORDS_push = "$(RUN)" "$(REPO)" $(WORDS_of_checkpoint)

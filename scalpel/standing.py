@@ -16,6 +16,7 @@ from scalpel.exhibits import record
 from scalpel.launch.retries import MARK
 from scalpel.plan import Plan
 from scalpel.plan.model import Drawing
+from scalpel.retire import summary
 from scalpel.unused import queued
 
 SNAKEMAKE = ".venv/bin/snakemake --cores 2"
@@ -84,7 +85,8 @@ def _of_step(step: Step, plan: Plan, now: dict, wanted: set[str], waiting: set[s
     directory = plan.root / step.directory
     busy = holders(directory)
     if step.finished(plan.root):
-        return Standing("finished", step.directory, _drift(directory, now))
+        notes = [_drift(directory, now), summary(directory) if step.stage == "train" else ""]
+        return Standing("finished", step.directory, "; ".join(note for note in notes if note))
     if busy:
         since = time.strftime("since %Y-%m-%d %H:%M, ", time.localtime(busy[0].since)) if busy[0].since else ""
         last = _last_line(plan.root / _log(step))
