@@ -278,31 +278,28 @@ def engine_arguments(recipe: MethodRecipe, settings: TrainSettings, gpu: bool | 
 def common_arguments(run: TrainingRun, steps: int, gpu: bool | None = None) -> dict[str, Any]:
     """TrainingArguments of every method. gpu: as in `engine_arguments`."""
     recipe, settings = run.recipe, run.settings
-    return (
-        engine_arguments(recipe, settings, gpu)
-        | tracking_arguments(settings.tracking, run.out)
-        | {
-            "output_dir": str(run.out / STATE),
-            "max_steps": steps,
-            "learning_rate": recipe.learning_rate,
-            "lr_scheduler_type": recipe.schedule,
-            "warmup_steps": warmup_steps(recipe, steps),
-            "weight_decay": recipe.weight_decay,
-            "max_grad_norm": recipe.max_grad_norm,
-            "optim": "adamw_torch",
-            "seed": run.seed,
-            "data_seed": run.seed,
-            "bf16": recipe.dtype == "bfloat16",
-            "gradient_checkpointing": settings.gradient_checkpointing,
-            "logging_steps": 1,
-            "logging_first_step": True,
-            "logging_nan_inf_filter": False,  # it would log the mean of the steps before in place of a NaN
-            "save_strategy": "no",  # Saving asks for saves
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "average_tokens_across_devices": True,
-        }
-    )
+    return engine_arguments(recipe, settings, gpu) | {
+        "output_dir": str(run.out / STATE),
+        "max_steps": steps,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": warmup_steps(recipe, steps),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch",
+        "seed": run.seed,
+        "data_seed": run.seed,
+        "bf16": recipe.dtype == "bfloat16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would log the mean of the steps before in place of a NaN
+        "save_strategy": "no",  # Saving asks for saves
+        **tracking_arguments(settings.tracking, run.out),
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": True,
+    }
 
 
 def warmup_steps(recipe: MethodRecipe, steps: int) -> int:
