@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from scalpel.analysis.trace import KINDS, POSITIONS
 from scalpel.artifact.files import read_json
 from scalpel.artifact.manifest import seal
 from scalpel.artifact.step import Step, record_recipe
@@ -115,8 +116,12 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     if stage == "train":
         log = _log(run, rng)
         if recipe["method"] != "sft" and run != "grpo":
-            log = log.assign(accuracy_reward=0.4 + log["step"] / 200, completion_length=40.0 + log["step"])
-        made = {"log.parquet": log, "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
+            more = {"accuracy_reward": 0.4 + log["step"] / 200, "completion_length": 40.0 + log["step"]}
+            log = log.assign(**{name: column for name, column in more.items() if name not in log})
+        steps = checkpoint_steps(run)
+        made = {"log.parquet": log, "checkpoints.json": checkpoints_json(steps)}
+        made |= {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
+        made |= {"rollouts.parquet": _rollouts(run)} if run.startswith("grpo_") else {}
         return made | _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
@@ -124,6 +129,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
+    if stage == "trace":
+        return {"aie.parquet": _aie(rng)}
     if stage == "structure":
         return {"structure.parquet": _structure(run, seed, recipe, rng)}
     if stage == "weight_change":
@@ -152,7 +159,9 @@ def _log(run: str, rng) -> pd.DataFrame:
     steps = np.arange(1, STEPS.get(run, 40) + 1)
     rise, n = 1 - np.exp(-steps / 25), len(steps)
     log = {"step": steps, "learning_rate": 1e-4, "entropy": 0.5, "questions": 8, "flops": 1e9 * steps}
-    if run == "grpo":
+    if run.startswith("grpo"):
+        log |= {"tag_count_reward": rise, "completion_length": 40 + 20 * rise} if run == "grpo_tags" else {}
+        log |= {"completion_length": 40 + 5 * rise} if run in ("grpo_kl", "grpo_raised") else {}
         log |= {
             "tokens": 3000.0, "written": 1500.0,
             "loss": rng.normal(0, 0.01, n), "grad_norm": rng.gamma(4, 0.05, n),
@@ -166,6 +175,28 @@ def _log(run: str, rng) -> pd.DataFrame:
             "grad_norm": 0.4 + 3 * (1 - rise) + rng.gamma(2, 0.05, n),
         }  # fmt: skip
     return pd.DataFrame(log)
+
+
+def _rollouts(run: str) -> pd.DataFrame:
+    """Two completions of each of the last two steps, a right one and a wrong one that ends in tags."""
+    tags = "\n</answer>" * 3 if run == "grpo_tags" else ""
+    return pd.DataFrame(
+        [
+            {"step": step, "origin": "own", "prompt": "How many?", "completion": f"<think>\n{step}{tags * (1 - right)}",
+             "accuracy_reward": float(right), "format_reward": 0.0}
+            for step in (STEPS.get(run, 40) - 1, STEPS.get(run, 40)) for right in (0, 1)
+        ]
+    )  # fmt: skip
+
+
+def _aie(rng) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"kind": kind, "position": position, "layer": layer, "aie": (value := rng.random() / 5), "stderr": 0.01,
+             "low": value - 0.02, "high": value + 0.02, "facts": 20}
+            for kind in KINDS for position in POSITIONS for layer in range(4)
+        ]
+    )  # fmt: skip
 
 
 def _scores(run: str, steps: list[int], tasks: list[str], seed: int, rng) -> pd.DataFrame:

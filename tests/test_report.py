@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED
 from scalpel.claims.scalpel_vs_hammer import CLAIMS
 from scalpel.errors import UserError
 from scalpel.exhibits.embedded import current
@@ -83,12 +84,27 @@ def test_report_is_one_file_with_everything(made, page):
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
         assert html.escape(claim.text).replace("&#x27;", "&#39;") in page
+        assert html.escape(claim.place).replace("&#x27;", "&#39;") in page
     assert "scaled replica" in page and "There is one seed" in page
     assert "88.0 ± 4.1" in page and "40.2 ± 2.2" in page  # MATH-500 under GRPO, ours and the paper's
     parser = Balance()
     parser.feed(page)
     assert not parser.open
     assert current(page_of(made))["digest"] == made[0].drawings[STUDY, "report"].digest
+
+
+def test_claims_stand_with_interval_margin_and_both_verdicts(page):
+    section = page[page.index('<h2 id="claims">') : page.index('<h2 id="exhibits">')]
+    text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", section)))
+    for verdict in (APPEARS, UNDECIDED, NOT_RUN):
+        assert verdict in text
+    assert "Error over" in text and "2.0 points" in text and "(Holm)" in text and "Our runs" in text
+    assert "Learning rates differ 10-fold: SFT, 3 epochs 0.001, GRPO 0.0001." in text
+    assert "Learning rates differ 50-fold: SFT, 3 epochs 5e-05, GRPO 1e-06." in text
+    assert "rests on IFEval, prompts; without it: +0.7 [" in text, "on what the paper's finding rests"
+    assert "questions (64 asked)" in text and "nothing published for this test" in text
+    assert sum(map(int, re.findall(r'<td class="number">(\d+)</td>', section)[0::2])) == len(CLAIMS)
+    assert section.count('scope="rowgroup"') == len({claim.family for claim in CLAIMS})
 
 
 def test_everything_is_escaped(page):
@@ -153,7 +169,7 @@ def test_there_is_a_page_whatever_was_measured(tmp_path, edit):
     text = html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
     for claim in CLAIMS:
         assert claim.text in text
-    assert "cannot be tested here" in text and not re.search(r"\b(nan|inf)\b", text)
+    assert UNDECIDED in text and NOT_RUN in text and not re.search(r"\b(nan|inf)\b", text)
 
 
 def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
