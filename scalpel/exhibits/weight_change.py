@@ -48,7 +48,7 @@ def draw(frame, options, style):
     the y scale of what is ours, or of what is published.
     """
     sources = list(dict.fromkeys(frame["source"]))
-    height = 10.5 if options.page_columns == 1 else 4.8 if options.page_columns else 4.4
+    height = 8.2 if options.page_columns == 1 else 4.8 if options.page_columns else 4.4
     figure = style.figure(9.0, 0.4 + height * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
     parts = figure.subfigures(len(sources), 1, squeeze=False)[:, 0]
     for part, source in zip(parts, sources, strict=True):
@@ -83,7 +83,7 @@ def _draw_source(figure, frame, options, style):
         seaborn.lineplot(frame[frame["projection"] == projection], **lines, linewidth=0.9, ax=axes)
         seaborn.lineplot(last[last["projection"] == projection], **lines, linewidth=2, ax=axes)
         axes.set(title=name, xlabel="layer")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5 if options.page_columns is None else 3, integer=True))
     layers = frame.groupby(["projection", "seed", "x"], as_index=False)["relative"].mean()
     means = joined(layers, ["projection", "x"], "relative")
     overall = panels.flat[-1]
@@ -93,7 +93,7 @@ def _draw_source(figure, frame, options, style):
         overall.plot(line["x"], line["relative"], label=name, **look)
         low, high = line["relative"] - line["stderr"], line["relative"] + line["stderr"]
         overall.fill_between(line["x"], low, high, color=color, alpha=0.15, linewidth=0)
-    overall.set_title("mean over layers")
+    overall.set_title(style.wrapped("mean over layers", 10))
     style.label_x(overall.xaxis)
     of = options.reference
     name = "relative change" if options.page_columns else rf"$\|W-W_{{{of}}}\|_F\,/\,\|W_{{{of}}}\|_F$"
