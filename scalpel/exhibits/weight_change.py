@@ -48,7 +48,7 @@ def draw(frame, options, style):
     the y scale of what is ours, or of what is published.
     """
     sources = list(dict.fromkeys(frame["source"]))
-    height = 8.2 if options.page_columns == 1 else 4.8 if options.page_columns else 4.4
+    height = 9.0 if options.page_columns == 1 else 4.8 if options.page_columns else 4.4
     figure = style.figure(9.0, 0.4 + height * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
     parts = figure.subfigures(len(sources), 1, squeeze=False)[:, 0]
     for part, source in zip(parts, sources, strict=True):
@@ -96,7 +96,7 @@ def _draw_source(figure, frame, options, style):
     overall.set_title(style.wrapped("mean over layers", 10))
     style.label_x(overall.xaxis)
     of = options.reference
-    name = "relative change" if options.page_columns else rf"$\|W-W_{{{of}}}\|_F\,/\,\|W_{{{of}}}\|_F$"
+    name = "change" if options.page_columns else rf"$\|W-W_{{{of}}}\|_F\,/\,\|W_{{{of}}}\|_F$"
     for row in panels:
         row[0].set_ylabel(name)
     if options.log_y:
