@@ -297,7 +297,7 @@ def test_small_checkpoints_laid_out_as_the_authors_branches_become_their_figures
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     import pandas as pd
 
-    shown = pd.read_csv(tmp_path / f"{figure}.csv")
+    shown = pd.read_csv(tmp_path / f"{figure}.csv", skiprows=1)
     ours = shown[shown["source"] == "ours"]
     assert list(zip(ours["run"], ours["step"], strict=True)) == [
         (name, step) for name, run in kept.items() for step in run["given"]["checkpoints"]
