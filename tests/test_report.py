@@ -162,10 +162,10 @@ def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
     (figures / "kl.png").unlink()
     with pytest.raises(UserError, match=r"kl\.png: missing"):
         report(recipe)
-    shutil.copy(figures / "freezing.png", figures / "kl.png")
+    shutil.copy(figures / "controls.png", figures / "kl.png")
     with pytest.raises(UserError, match=r"kl\.png: "):
         report(recipe)
-    shutil.copy(figures / "freezing.json", figures / "kl.json")
+    shutil.copy(figures / "controls.json", figures / "kl.json")
     with pytest.raises(UserError, match=r"kl\.png does not show what was planned"):
         report(recipe)
 
