@@ -173,7 +173,7 @@ def test_complete_run(folder):
 
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(
-        config.replace("  sft_matched:", "  grpo: {learning_rate: 2.0e-4}\n  sft_matched:")
+        config.replace("  sft_matched:", "  sft_3ep: {learning_rate: 2.0e-4}\n  sft_matched:")
     )
     jobs = planned(snakemake("-n", cwd=folder))
     assert jobs["train"] == jobs["evaluate"] == jobs["kl"] == jobs["weight_change"] == 1 and "base" not in jobs
