@@ -69,7 +69,7 @@ demo: setup
 	@echo "Open results/report/scalpel_vs_hammer/index.html"
 
 test: setup check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m campaign --durations=0 --durations-min=5

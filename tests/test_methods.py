@@ -113,8 +113,7 @@ def interrupted(recipe, model, data, out, of=None, kills=(0.0, 0.15)) -> None:
         time.sleep(extra)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    states = sorted(out.glob("state/checkpoint-*"))
-    assert states
+    states = [path.parent for path in out.glob(f"state/checkpoint-*/{COMPLETE}")]
     newest = max(states, key=lambda p: int(p.name.split("-")[1]))
     with open(newest / "optimizer.pt", "r+b") as file:
         file.truncate(100)
