@@ -15,7 +15,7 @@ HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hash
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
 .PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
-  status lock clean
+  retire status lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -30,6 +30,7 @@ help:
 	@echo "make status       which results are finished, missing, or made by other code"
 	@echo "make verify       hash every result and exhibit; name what is damaged, and what was derived from it"
 	@echo "make repair       list that; YES=1 moves it aside, and snakemake makes exactly that again"
+	@echo "make retire       intermediate weights that all that is planned has read; YES=1 removes them"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
 setup:
@@ -96,9 +97,9 @@ resolve: setup
 	@$(BIN)/python -m scripts.resolve
 
 # These never install anything.
-verify status repair:
+verify status repair retire:
 	@[ -x $(BIN)/python ] || { echo "error: there is no environment yet; run make setup" >&2; exit 2; }
-	@$(BIN)/python -m scripts.$@ $(if $(filter repair,$@),$(if $(YES),--yes))
+	@$(BIN)/python -m scripts.$@ $(if $(filter repair retire,$@),$(if $(YES),--yes))
 
 lock:
 	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock

@@ -15,6 +15,7 @@ from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
 from scalpel.plan.sizes import refuse_a_small_disk
+from scalpel.retire import refuse_retired
 from scalpel.stages import REPORT, STAGES
 from slurm.executor import extend
 
@@ -37,6 +38,7 @@ try:
         refuse_what_cannot_run(plan)
     if workflow.is_main_process:
         plan.refuse_unknown(sys.argv[1:])
+        refuse_retired(plan, sys.argv[1:])
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -1,10 +1,14 @@
-"""Fetch from the hub by commit hash: the only code of Scalpel that uses the network."""
+"""Fetch from the hub, or from GitHub, by commit hash: the only code of Scalpel that uses the network."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from scalpel.errors import Passing, UserError
 
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
 BELOW = ["*/*"]  # of a model: folders hold other formats of it
+GITHUB = "https://raw.githubusercontent.com"  # files of commits; SCALPEL_GITHUB in the environment names a mirror
+NETWORK_SECONDS = 60.0
 GIT, LFS = "sha1", "sha256"  # by which the hub names a file: of the git blob, of the bytes
 
 
@@ -23,8 +29,11 @@ def fetch(recipe: dict, out: Path) -> None:
     """Download ``recipe["repo"]`` at ``recipe["revision"]`` into `out`; files that are there whole are kept.
 
     Of a dataset, the files matching ``recipe["files"]``; jsonl and csv are converted to parquet. Every file is hashed
-    against the hub's listing of that commit. Raises UserError, or Passing for what may pass by itself.
+    against the hub's listing of that commit. Of GitHub, one file of known sha256.
+    Raises UserError, or Passing for what may pass by itself.
     """
+    if recipe["type"] == "github":
+        return fetch_file(recipe, out)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import filter_repo_objects
@@ -48,6 +57,36 @@ def fetch(recipe: dict, out: Path) -> None:
         if not any(out.rglob("*.parquet")):
             raise UserError(f"{repo}@{revision[:8]}: none of {', '.join(wanted)} is parquet, jsonl or csv.")
     shutil.rmtree(out / ".cache")  # the download's own book-keeping, with dates in it
+
+
+def fetch_file(recipe: dict, out: Path) -> None:
+    """Download ``recipe["path"]`` of a GitHub repository at a commit into `out`, and convert it to parquet.
+
+    Raises UserError when there is no such file or it is another one, Passing for what may pass by itself.
+    """
+    repo, revision, path = recipe["repo"], recipe["revision"], recipe["path"]
+    what, target = f"{path} of {repo}@{revision[:8]}", out / recipe["path"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    host = os.environ.get("SCALPEL_GITHUB", GITHUB).rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{host}/{repo}/{revision}/{path}", timeout=NETWORK_SECONDS) as answer:
+            content = answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise UserError(f"{what}: there is no such file at this commit; correct `repo` or `path`.") from None
+        raise Passing(f"{what} could not be fetched (status {error.code}); start again later.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = type(getattr(error, "reason", None) or error).__name__
+        raise Passing(f"{what} could not be fetched ({why}); start again; check the network.") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != recipe["sha256"]:
+        raise Passing(
+            f"{what} arrived with sha256 {found[:12]}, {recipe['sha256'][:12]} is wanted: start again; if it stays, "
+            "correct `sha256`."
+        )
+    target.write_bytes(content)
+    if not path.endswith(".parquet"):
+        to_parquet(target)
 
 
 def check_file(out: Path, name: str, listed) -> None:
@@ -112,7 +151,7 @@ def branch_commits(repo: str) -> dict[str, str]:
 
 
 def to_parquet(path: Path) -> Path:
-    """Write <name>.parquet beside a jsonl or csv file and return it.
+    """Write <name>.parquet beside a jsonl, json or csv file and return it.
 
     Columns of objects, whose keys differ per row, become JSON text in ``<column>__json``.
     """

@@ -12,7 +12,7 @@ import yaml
 
 from scalpel.artifact.files import write_atomically
 from scalpel.config.load import read_yaml
-from scalpel.config.models import HubCheckpoints
+from scalpel.config.models import HubCheckpoints, HubModel
 from scalpel.config.study import Config
 from scalpel.errors import UserError
 
@@ -82,9 +82,13 @@ def write_revisions(root: Path, revisions: dict[str, str]) -> None:
 
 
 def branches(config: Config) -> dict[str, list[str]]:
-    """Repository -> the branches that given runs of the config name."""
+    """Repository -> the branches that given runs and models in use name."""
     found: dict[str, list[str]] = {}
     for study in config.studies.values():
+        used = {study.setting.model, study.setting.base_evaluated_as, *(run.model for run in study.runs.values())}
+        for model in (source for name, source in config.scale.models.items() if name in used):
+            if isinstance(model, HubModel) and not COMMIT.fullmatch(model.revision):
+                found.setdefault(model.repo, []).append(model.revision)
         for run in study.runs.values():
             if isinstance(run.given, HubCheckpoints):
                 names = [b for b in run.given.checkpoints.values() if not COMMIT.fullmatch(b)]

@@ -7,19 +7,21 @@ changes: all its digests follow, and those of what is made from them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Stage(NamedTuple):
     """version: part of every digest. local: runs where Snakemake runs, never as a SLURM job. resumable: what an
     interrupted start left is resumed from, not removed. cost: the function of scalpel/cost/estimate.py that
-    says what its jobs cost on GPUs; a stage that never reserves one needs none.
+    says what its jobs cost on GPUs; a stage that never reserves one needs none. reads: which checkpoints of a run it
+    reads, the last one, all, or those its recipe lists (roles `checkpoints` and `other`).
     """
 
     version: int
     local: bool = False
     resumable: bool = False
     cost: str | None = None
+    reads: Literal["last", "all", "listed"] = "last"
 
 
 STAGES: dict[str, Stage] = {
@@ -35,10 +37,10 @@ STAGES: dict[str, Stage] = {
     "audit": Stage(1, cost="audit"),  # probes of the installed stack: a gate of training runs, no input of theirs
     "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(1),  # checkpoints made elsewhere
-    "evaluate": Stage(2, cost="evaluate"),  # one group of benchmarks on a share of a run's checkpoints
-    "kl": Stage(1, cost="kl"),
-    "weight_change": Stage(1),
-    "structure": Stage(1, cost="structure"),  # sparsity, rank and spectrum of updates
+    "evaluate": Stage(2, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints
+    "kl": Stage(1, cost="kl", reads="all"),
+    "weight_change": Stage(1, reads="all"),
+    "structure": Stage(1, cost="structure", reads="listed"),  # sparsity, rank and spectrum of updates
 }
 EXHIBIT, REPORT = "exhibit", "report"  # no results with digests in their names; their versions:
 SHOWN = {EXHIBIT: 1, REPORT: 1}

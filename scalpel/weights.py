@@ -98,6 +98,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WHOLE).is_file():
         return [directory / WHOLE]
     if not (directory / INDEX).is_file():
+        checking.refuse_retired(directory / WHOLE)
         raise OSError(f"it holds no {WHOLE}; weights are read from safetensors only")
     names = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
     return [directory / name for name in sorted(names)]

@@ -18,6 +18,7 @@ from scalpel.plan.feasible import refuse_what_cannot_run
 from scalpel.preflight import findings
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
 from scalpel.program import WORKFLOW, configured
+from scalpel.retire import refuse_retired
 
 
 def main() -> int:
@@ -39,6 +40,7 @@ def main() -> int:
     try:
         plan = Plan(configured(options.scale), WORKFLOW)
         refuse_what_cannot_run(plan)
+        refuse_retired(plan)
         show(Finding("plan", OK, f"Scale {plan.config.scale_name}: {' '.join(plan.config.scale.description.split())}"))
     except UserError as error:
         show(Finding("plan", ERROR, str(error)))

@@ -10,6 +10,7 @@ from scalpel.artifact.disk import disk_errors
 from scalpel.damage import find, move_aside
 from scalpel.errors import UserError
 from scalpel.program import end_with
+from scalpel.retire import not_again
 
 
 def main() -> int:
@@ -21,7 +22,8 @@ def main() -> int:
         raise UserError(f"{options.results} is not a directory; name the results directory.")
     found = find(options.results)
     for item in found:
-        print(f"{'damaged' if item.problems else 'derived':9} {item.place}")
+        why_not = not_again(item.place, options.results) if item.place.is_dir() else ""
+        print(f"{'damaged' if item.problems else 'derived':9} {item.place}" + (f"   [{why_not}]" if why_not else ""))
     if not found:
         print("nothing is damaged", file=sys.stderr)
     elif not options.yes:

@@ -1,4 +1,4 @@
-"""Resolve the hub branches that given runs name to commits: python -m scripts.resolve
+"""Resolve the hub branches that given runs and models name to commits: python -m scripts.resolve
 
 Writes revisions.yaml beside config.yaml, a line for each branch; one that stands there stays as it is, so that a
 branch that moved changes nothing by itself. Needs the network.
@@ -16,7 +16,8 @@ from scalpel.program import configured, end_with
 def main() -> int:
     config = configured()
     known = read_revisions(Path("."))
-    wanted = {repo: [b for b in names if f"{repo}@{b}" not in known] for repo, names in branches(config).items()}
+    named = {repo: dict.fromkeys(names) for repo, names in branches(config).items()}
+    wanted = {repo: [b for b in names if f"{repo}@{b}" not in known] for repo, names in named.items()}
     for repo, names in wanted.items():
         commits = branch_commits(repo) if names else {}
         for name in names:

@@ -13,6 +13,7 @@ from scalpel.artifact.lease import holders
 from scalpel.artifact.provenance import circumstances
 from scalpel.plan import Plan
 from scalpel.program import WORKFLOW, configured, end_with
+from scalpel.retire import summary
 
 SNAKEMAKE = ".venv/bin/snakemake --cores 2"
 
@@ -38,6 +39,7 @@ def main() -> int:
             made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
             drift = [f"code {made.get('code')}, now {now['code']}"] if made.get("code") != now["code"] else []
             drift += changed_fields(made.get("packages", {}), now["packages"], "package")
+            drift += [words] if step.stage == "train" and (words := summary(directory)) else []
             rows.append(("finished", step.directory, "; ".join(drift)))
             continue
         busy = holders(directory)

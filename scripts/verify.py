@@ -5,6 +5,7 @@ python -m scripts.verify [results]
 import sys
 from pathlib import Path
 
+from scalpel.artifact.files import RETIRED
 from scalpel.damage import find, finished
 
 
@@ -20,8 +21,11 @@ def main(results: Path) -> int:
     damaged = sum(bool(item.problems) for item in found)
     derived = len(found) - damaged
     total = f"{len(places)} results and exhibits"
+    retired = sum((place / RETIRED).is_file() for place in places)
+    more = f"; intermediate weights of {retired} runs are retired" if retired else ""
     print(
-        f"{total}, {len(places) - len(found)} whole, {damaged} damaged, {derived} derived from damage", file=sys.stderr
+        f"{total}, {len(places) - len(found)} whole, {damaged} damaged, {derived} derived from damage{more}",
+        file=sys.stderr,
     )
     if found:
         print(

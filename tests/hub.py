@@ -23,6 +23,7 @@ class Hub:
 
     files: dict[tuple[str, str, str], dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, dict[str, str]] = field(default_factory=dict)  # repo -> branch -> commit
+    github: dict[str, bytes] = field(default_factory=dict)  # <repo>/<commit>/<path> -> bytes
     gated: dict[str, str] = field(default_factory=dict)  # repo -> the token that opens it
     breaks: dict[str, int] = field(default_factory=dict)  # path -> bytes after which the connection is cut, once
     wrong: dict[str, bytes] = field(default_factory=dict)  # path -> what is sent in its place, once
@@ -76,10 +77,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 ]
                 return self.json({"branches": listed, "tags": [], "converts": []})
             return self.tree(kind, repo, rest[0], int(parse_qs(where.query).get("page", ["0"])[0]))
+        if "/".join(parts) in hub.github:
+            return self.content("/".join(parts), hub.github["/".join(parts)])
         if parts[0] == "large":
             return self.content("/".join(parts[3:]), self.of_large(parts[1], parts[3:]))
         kind = "dataset" if parts[0] == "datasets" else "model"
         parts = parts[1:] if kind == "dataset" else parts
+        if len(parts) < 5:
+            return self.answer(404, b"", {})
         return self.file(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
 
     def known(self, kind: str, repo: str, commit: str) -> dict[str, bytes] | None:

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from scalpel.analysis.trace import KINDS, POSITIONS
 from scalpel.artifact.files import read_json
 from scalpel.artifact.manifest import seal
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.config.load import load, merged
 from scalpel.exhibits.results import PROJECTIONS
+from scalpel.methods import METHODS
 from scalpel.plan import Plan
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflow"
@@ -35,6 +37,13 @@ DROPS = (
     "kept,1500,trained on\nread,3000,all rows\n"
 )
 CHECKPOINTS = 8  # of each run
+CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
+          "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
+PROBES = [
+    {"name": "accumulation", "passed": True, "found": "lost: none", "expected": "all 4 of 1", "tolerance": "none"},
+    {"name": "log-probabilities of transformers", "passed": True, "found": "as an audit without the other fields"},
+]
+KEPT = pd.DataFrame({"row": range(50), "tokens": 90, "prompt_tokens": 30})
 Content = dict[str, pd.DataFrame | str]  # file name -> what it holds
 
 
@@ -57,7 +66,7 @@ def study_file() -> dict:
 def plan_of(root: Path, raw: dict | None = None, workflow: Path = WORKFLOW) -> Plan:
     """The plan of config.yaml's content `raw`, with CHECKPOINTS of each run."""
     root.mkdir(parents=True, exist_ok=True)
-    few = {"overrides": {"methods": {method: {"checkpoints": CHECKPOINTS} for method in ("grpo", "sft")}}}
+    few = {"overrides": {"methods": {method: {"checkpoints": CHECKPOINTS} for method in METHODS}}}
     return Plan(load(merged(few, raw or {}), workflow), workflow, root)
 
 
@@ -69,6 +78,7 @@ def finish(step: Step, root: Path, content: Content) -> Path:
     record_recipe(step, root)
     directory = root / step.directory
     for name, what in content.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(what, str):
             (directory / name).write_text(what)
         else:
@@ -84,6 +94,8 @@ def finish_all(plan: Plan, root: Path, edit: Callable[[str, str, pd.DataFrame], 
     for step in plan.steps.values():
         entry = whose.get(step.digest)
         content = made_up(entry.stage, entry.run, entry.seed, step.recipe) if entry else {}
+        if step.stage == "audit":
+            content = {"audit.json": json.dumps(PROBES)}
         if edit:
             frames = {name: what for name, what in content.items() if isinstance(what, pd.DataFrame)}
             content |= {name: edit(entry.stage, entry.run, frame) for name, frame in frames.items()}
@@ -102,25 +114,54 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     """The files of one result of a made-up laptop run; the same for the same arguments."""
     rng = np.random.default_rng([seed, *stage.encode(), *run.encode()])
     if stage == "train":
-        return {"log.parquet": _log(run, rng), "checkpoints.json": checkpoints_json(checkpoint_steps(run))}
+        log = _log(run, rng)
+        if recipe["method"] != "sft" and run != "grpo":
+            more = {"accuracy_reward": 0.4 + log["step"] / 200, "completion_length": 40.0 + log["step"]}
+            log = log.assign(**{name: column for name, column in more.items() if name not in log})
+        steps = checkpoint_steps(run)
+        made = {"log.parquet": log, "checkpoints.json": checkpoints_json(steps)}
+        made |= {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
+        made |= {"rollouts.parquet": _rollouts(run)} if run.startswith("grpo_") else {}
+        return made | _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
         scores = _scores(run, wanted, list(recipe["tasks"]), seed, rng)
         return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
+    if stage == "trace":
+        return {"aie.parquet": _aie(rng)}
     if stage == "structure":
         return {"structure.parquet": _structure(run, seed, recipe, rng)}
     if stage == "weight_change":
         return {"weight_change.parquet": _weight_change(run, rng)}
-    return {"drops.csv": DROPS} if stage == "data" else {}
+    if stage == "base":
+        return {"model/config.json": json.dumps(CONFIG)}
+    return {"drops.csv": DROPS, "kept.parquet": KEPT} if stage == "data" else {}
+
+
+def _sequences(steps: int, samples: bool, rng) -> Content:
+    """What each step asked, its completions where the method writes some, and what the meter saw of some steps."""
+    step = np.repeat(np.arange(1, steps + 1), 8)
+    row = rng.integers(0, len(KEPT), len(step))
+    asked = pd.DataFrame({"step": step, "position": np.arange(len(step)), "row": row, "uuid": "u"})
+    sampled = np.unique(np.linspace(1, steps, 4).astype(int))
+    spent = pd.DataFrame({"step": sampled, "trained": 3_000_000_000, "scored": 0, "written": 900_000_000 * samples})
+    made: Content = {"questions.parquet": asked, "flops.parquet": spent}
+    if samples:
+        four = asked.loc[asked.index.repeat(4)].reset_index(drop=True)
+        lengths = {"prompt_tokens": 30, "completion_length": rng.integers(20, 60, len(four)), "prefix_length": 0}
+        made["rollouts.parquet"] = four.assign(origin="own", advantage=0.1, **lengths)
+    return made
 
 
 def _log(run: str, rng) -> pd.DataFrame:
     steps = np.arange(1, STEPS.get(run, 40) + 1)
     rise, n = 1 - np.exp(-steps / 25), len(steps)
     log = {"step": steps, "learning_rate": 1e-4, "entropy": 0.5, "questions": 8, "flops": 1e9 * steps}
-    if run == "grpo":
+    if run.startswith("grpo"):
+        log |= {"tag_count_reward": rise, "completion_length": 40 + 20 * rise} if run == "grpo_tags" else {}
+        log |= {"completion_length": 40 + 5 * rise} if run in ("grpo_kl", "grpo_raised") else {}
         log |= {
             "tokens": 3000.0, "written": 1500.0,
             "loss": rng.normal(0, 0.01, n), "grad_norm": rng.gamma(4, 0.05, n),
@@ -134,6 +175,28 @@ def _log(run: str, rng) -> pd.DataFrame:
             "grad_norm": 0.4 + 3 * (1 - rise) + rng.gamma(2, 0.05, n),
         }  # fmt: skip
     return pd.DataFrame(log)
+
+
+def _rollouts(run: str) -> pd.DataFrame:
+    """Two completions of each of the last two steps, a right one and a wrong one that ends in tags."""
+    tags = "\n</answer>" * 3 if run == "grpo_tags" else ""
+    return pd.DataFrame(
+        [
+            {"step": step, "origin": "own", "prompt": "How many?", "completion": f"<think>\n{step}{tags * (1 - right)}",
+             "accuracy_reward": float(right), "format_reward": 0.0}
+            for step in (STEPS.get(run, 40) - 1, STEPS.get(run, 40)) for right in (0, 1)
+        ]
+    )  # fmt: skip
+
+
+def _aie(rng) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"kind": kind, "position": position, "layer": layer, "aie": (value := rng.random() / 5), "stderr": 0.01,
+             "low": value - 0.02, "high": value + 0.02, "facts": 20}
+            for kind in KINDS for position in POSITIONS for layer in range(4)
+        ]
+    )  # fmt: skip
 
 
 def _scores(run: str, steps: list[int], tasks: list[str], seed: int, rng) -> pd.DataFrame:

@@ -34,6 +34,7 @@ def test_the_installed_stack_passes(accumulation, tmp_path):
     found = json.loads((tmp_path / "audit.json").read_text())
     assert [p["name"] for p in found] == ["accumulation", "aggregation", "masking", "precision"]
     assert all(p["passed"] for p in found)
+    assert all(p["expected"] and p["tolerance"] for p in found)
 
 
 def test_the_step_is_the_referee_s(tmp_path):

@@ -78,7 +78,7 @@ def test_mistake_is_one_sentence(raw, sentence):
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "gpu", "cluster"])
 def test_scales_are_valid_and_survive_freezing(scale, tmp_path):
     config = load({"scale": scale}, WORKFLOW)
     assert all(run.recipe.checkpoints == 20 for run in config.studies["scalpel_vs_hammer"].runs.values())
@@ -162,7 +162,7 @@ def test_a_study_s_file_has_a_name_that_is_one(tmp_path):
         load({"studies": [str(path)]}, WORKFLOW)
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "gpu", "cluster"])
 def test_a_study_may_leave_out_runs_that_a_scale_speaks_of(scale, tmp_path):
     """And the shipped studies leave out none of them."""
     shutil.copytree(WORKFLOW, tmp_path / "workflow")

@@ -10,8 +10,9 @@ import pytest
 from safetensors import safe_open
 
 from scalpel.config.load import load
+from scalpel.config.scale import GPU
 from scalpel.config.training import Trainable
-from scalpel.cost.estimate import BUSY, PEAK, WRITING, Cost, Known, Row, estimate
+from scalpel.cost.estimate import BUSY, WRITING, Cost, Known, Row, estimate
 from scalpel.cost.render import render
 from scalpel.cost.shape import Shape, shape_of
 from scalpel.errors import UserError
@@ -105,7 +106,7 @@ def test_sft_hours_by_brute_force(tmp_path):
             forward = 2 * n * 2048
             flops += forward + forward + 2 * forward  # forward, again for the checkpointing, backward
         left -= min(448, left)
-    seconds = flops / (7 * PEAK * BUSY)
+    seconds = flops / (7 * GPU().bfloat16 * BUSY)
     found = row(cost_of(p), "train", "sft_1ep")
     assert found.gpu_hours == pytest.approx(seconds / 3600 * 8)  # the server's GPU is held as well
     assert found.kept.value == 20 * n * 2
@@ -120,7 +121,7 @@ def test_grpo_hours_by_brute_force(tmp_path):
         for _ in range(16 * 28):
             writing += 2 * n * 750
             training += (2 + 2 + 4) * n * (150 + 750)
-    seconds = writing / (1 * PEAK * WRITING) + training / (7 * PEAK * BUSY)
+    seconds = writing / (1 * GPU().bfloat16 * WRITING) + training / (7 * GPU().bfloat16 * BUSY)
     assert row(cost_of(p), "train", "grpo").gpu_hours == pytest.approx(seconds / 3600 * 8)
 
 
@@ -146,7 +147,7 @@ def test_evaluation_and_kl_by_brute_force(tmp_path):
     read = 30 * 183 + 500 * 150 + 1319 * (80 + 6 * 159) + 198 * 280 + 100 * (80 + 6 * 101)
     read += 12032 * (80 + 6 * 174) + 541 * 126
     written = (30 + 500 + 1319 + 198 + 541) * 2048
-    one = (2 * n * read / (PEAK * BUSY) + 2 * n * written / (PEAK * WRITING)) / 3600
+    one = (2 * n * read / (GPU().bfloat16 * BUSY) + 2 * n * written / (GPU().bfloat16 * WRITING)) / 3600
     found = row(cost, "evaluate")
     shards = p.config.studies["scalpel_vs_hammer"].setting.evaluation_shards
     assert found.jobs == 1 + 6 * shards
@@ -155,7 +156,7 @@ def test_evaluation_and_kl_by_brute_force(tmp_path):
     assert row(cost, "kl").gpu_hours == pytest.approx(6 * 21 * 500 * 355 * 2 * n / (67e12 * BUSY) / 3600)
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "gpu", "cluster"])
 def test_every_printed_number_follows_from_its_printed_formula(tmp_path, scale):
     text = render(cost_of(plan(tmp_path, SHARED_NODE if scale == "cluster" else None, scale)))
     arithmetic = text.split("Arithmetic of each row\n")[1]

@@ -160,6 +160,18 @@ def test_every_check_of_rows_can_be_switched_off(tiny_base, tmp_path):
     assert [item["row"] for item in kept] == [0]
 
 
+def test_the_first_rows_that_pass_may_be_enough(tiny_base, tmp_path, monkeypatch):
+    """Whatever the batches; the others are counted as such, and without the option there is no such reason."""
+    monkeypatch.setattr("scalpel.data.filter.BATCH_ROWS", 4)
+    rows = [row(f"Tom has {n} pens. How many?", uuid=str(n), source="x" if n % 3 == 0 else "cn_k12") for n in range(12)]
+    kept, drops = run(tmp_path, tiny_base, rows, RECIPE.model_copy(update={"most_rows": 5}))
+    assert [item["row"] for item in kept] == [1, 2, 4, 5, 7]
+    assert drops["beyond_most_rows"] == 3 and drops["other_source"] == 4 and drops["kept"] == 5
+    dropped = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+    assert [item["row"] for item in dropped] == [0, 3, 6, 8, 9, 10, 11]
+    assert "beyond_most_rows" not in run(tmp_path, tiny_base, rows)[1]
+
+
 def test_overlap_equals_a_brute_force_search():
     rng = np.random.default_rng(0)
     questions = [" ".join(rng.choice(list("abcd"), rng.integers(1, 9))) for _ in range(40)]

@@ -96,7 +96,7 @@ def test_a_path_is_one_word_of_a_job_s_command_line(extended, monkeypatch, tmp_p
     assert said(extended.Executor.format_job_exec(job, None)) == words
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu", "cluster"])
+@pytest.mark.parametrize("scale", ["laptop", "workstation", "gpu", "cluster"])
 def test_frozen_config_plans_the_same(scale, tmp_path):
     config = load(read_yaml(ROOT / "config.yaml") | {"scale": scale}, ROOT / "workflow")
     (tmp_path / "frozen.json").write_text(record_config(config))

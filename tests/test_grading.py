@@ -12,6 +12,7 @@ import pytest
 from scalpel.grading import text
 from scalpel.grading.children import Children, Exceeded, Raised
 from scalpel.grading.grader import Grader
+from scalpel.grading.text import tag_count
 from scalpel.methods import rewards
 from tests.hostile import corpus
 
@@ -215,3 +216,19 @@ def test_agrees_with_published_scores(shared_data, grader):
         agreed += sum(bool(mine) == other for mine, other in zip(verdicts, theirs, strict=True))
         total += len(table)
     assert agreed / total >= 0.96, f"{agreed} of {total}"  # most of the rest break off, or end in no answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("<think>\nSo.\n</think>\n<answer>\n3\n</answer>", 1.0),
+        ("<think>\nSo.\n</think>\n<answer>\n3\n</answer>\n</think><answer></think>", 1.0),  # hacked: tags after the end
+        ("3\n</answer>\n</answer>", 0.0),  # twice
+        ("<think>\n\n</think>\n\n<answer>\n\n</answer>", 1.0),  # nothing between them
+        ("<think> So. </think> <answer> 3 </answer>", 0.0),  # no line breaks
+        ("<think>\nSo. It is 3.", 0.25),
+        ("", 0.0),
+    ],
+)
+def test_the_count_of_tags(completion, reward):
+    assert tag_count(completion) == reward

@@ -71,7 +71,7 @@ def on_loopback(hub: Hub, root: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
     return kept | {
         "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "OMP_NUM_THREADS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1", "SCALPEL_GITHUB": hub.url,
     }  # fmt: skip
 
 
@@ -99,6 +99,24 @@ def test_of_a_dataset_the_files_asked_for_are_fetched_and_made_parquet(hub, tmp_
     assert set(fetch.files()) == {"files/test/0.parquet", "files/more.jsonl", "files/more.parquet"}
     other = Fetch(tmp_path, hub, ROWS, "dataset", files=["train/*"])
     assert other.run()[0] == FINAL and "holds no file matching train/*" in other.run()[1]
+
+
+def test_a_file_of_github_is_the_one_that_is_named(hub, tmp_path):
+    """The facts of causal tracing come so: one JSON list at a commit."""
+    facts = b'[{"subject": "A", "attribute": "B", "prompt": "A is in"}]'
+    hub.github[f"{ROWS}/{COMMIT}/data/facts.json"] = facts
+    what = {"kind": "github", "path": "data/facts.json", "sha256": hashlib.sha256(facts).hexdigest()}
+    fetch = Fetch(tmp_path, hub, ROWS, **what)
+    fetch.fetched()
+    rows = pq.read_table(fetch.directory / "files" / "data" / "facts.parquet").to_pylist()
+    assert rows == [{"subject": "A", "attribute": "B", "prompt": "A is in"}]
+    absent = Fetch(tmp_path, hub, ROWS, **what | {"path": "nowhere.json"})
+    assert absent.run()[0] == FINAL and "there is no such file at this commit" in absent.run()[1]
+    other = Fetch(tmp_path, hub, ROWS, **what | {"sha256": "0" * 64})
+    status, said = other.run()
+    assert status == MAY_PASS and "arrived with sha256" in said and not (other.directory / MANIFEST).exists()
+    assert not list((other.directory / "files").rglob("*.json"))
+    assert "could not be fetched (ConnectionRefusedError)" in absent.run(SCALPEL_GITHUB="http://127.0.0.1:9")[1]
 
 
 def test_a_broken_download_is_resumed(hub, tmp_path):

@@ -21,6 +21,7 @@ from scalpel.artifact.identity import sha256_file
 from scalpel.chat import load_tokenizer, render, token_ids
 from scalpel.config.training import Trainable, TrainSettings
 from scalpel.errors import UserError
+from scalpel.grading.text import tag_count
 from scalpel.methods import METHODS
 from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
@@ -527,3 +528,39 @@ def test_prompts_with_a_system_message_and_a_cap(tiny_base):
     turns.append({"role": "assistant", "content": "Three."})
     both = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
     assert trainer.trace(3) == both[len(whole) :] and trainer.trace(3)[-1] == tokenizer.eos_token_id
+
+
+# ---------------------------------------------------------------- options of single runs
+
+
+def test_the_count_of_tags_is_a_reward_of_its_own(tiny_base, tiny_data, tmp_path):
+    """It is logged and counts in the total where it has a weight, and nowhere else."""
+    small = {"steps": 2, "checkpoints": 1, "max_completion_tokens": 24}
+    for weight in (0.0, 0.5):
+        out = tmp_path / str(weight)
+        train(GRPO.model_copy(update=small | {"tag_count_weight": weight}), tiny_base, tiny_data, out)
+        log, written = (pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("log", "rollouts"))
+        assert ("tag_count_reward" in log[0]) == bool(weight)
+        for row in log:
+            of_step = [r for r in written if r["step"] == row["step"]]
+            tags = [tag_count(r["completion"]) for r in of_step]
+            assert row.get("tag_count_reward", 0.0) == pytest.approx(np.mean(tags) if weight else 0.0)
+            parts = [(r["accuracy_reward"] or 0) + 0.2 * r["format_reward"] for r in of_step]
+            assert row["reward"] == pytest.approx(np.mean(parts) + weight * np.mean(tags), abs=1e-6)
+
+
+def test_the_rest_of_an_epoch_may_be_dropped(tiny_data):
+    """The authors' 462 steps: 3 x floor(69,132 / 448); kept, the rest makes 463."""
+    questions = read_questions(*tiny_data)  # 14 rows, 3 epochs
+    kept = SFT.model_copy(update={"epochs": 3})
+    dropped = SFTRecipe(**kept.model_dump() | {"epoch_rest": "dropped"})
+    steps = schedule(dropped, questions)
+    assert [len(step) for step in steps] == [4] * 9 and len(schedule(kept, questions)) == 11
+    for epoch in range(3):
+        rows = questions.ordered[questions.epochs == epoch].tolist()
+        assert [row for step in steps[3 * epoch : 3 * epoch + 3] for row in step] == rows[:12]
+    paper = {"learning_rate": 5e-5, "sequences_per_step": 448, "epochs": 3}
+    fed = METHODS["sft"].steps_fed
+    assert fed(SFTRecipe(**paper), 69132, 3) == 463 and fed(SFTRecipe(**paper, epoch_rest="dropped"), 69132, 3) == 462
+    with pytest.raises(ValueError, match="`epoch_rest: dropped` goes with `epochs`"):
+        SFTRecipe(learning_rate=1e-3, steps=50, epoch_rest="dropped")

@@ -184,7 +184,7 @@ def test_a_file_for_one_benchmark_leaves_the_others_the_toy_s(scratch, monkeypat
 
 
 def test_every_scale_can_run():
-    for scale in ("laptop", "gpu", "cluster"):
+    for scale in ("laptop", "workstation", "gpu", "cluster"):
         planned({"scale": scale})
     for variant in (WORKFLOW / "as_published").glob("*.yaml"):
         scale = yaml.safe_load(variant.read_text())["scale"]

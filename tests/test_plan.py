@@ -16,6 +16,7 @@ from scalpel.chat import SYSTEM_PROMPT
 from scalpel.config.load import load
 from scalpel.cost.estimate import COSTS
 from scalpel.errors import UserError
+from scalpel.methods import METHODS
 from scalpel.plan import Plan
 from scalpel.stages import STAGES
 
@@ -98,7 +99,7 @@ def test_a_source_file_is_known_by_its_content(tmp_path, monkeypatch):
 
 
 def test_recipes_hold_no_path_and_no_circumstance():
-    for scale in ("laptop", "gpu", "cluster"):
+    for scale in ("laptop", "workstation", "gpu", "cluster"):
         for step in plan({"scale": scale}).steps.values():
             text = canonical(step.recipe)
             assert not any(word in text for word in ("threads", "sequences_per_device", "results/", "mem_mb"))
@@ -129,7 +130,7 @@ def test_a_file_alone_plans_nothing():
 
 def test_groups_load_a_model_once_for_all_their_tasks():
     """One evaluation per run and shard, as before there were groups."""
-    for scale, shards in (("laptop", 1), ("gpu", 2), ("cluster", 4)):
+    for scale, shards in (("laptop", 1), ("workstation", 1), ("gpu", 2), ("cluster", 4)):
         evaluations = [s for s in plan({"scale": scale}).steps.values() if s.stage == "evaluate"]
         assert len(evaluations) == 6 * shards + 1
 
@@ -391,7 +392,7 @@ def test_a_gate_is_waited_for_and_never_hashed():
 def test_every_stage_with_gpus_has_a_cost():
     """A stage that reserves GPUs and is not known to the estimate would count as free."""
     assert {stage.cost for stage in STAGES.values() if stage.cost} == set(COSTS)
-    for scale in ("laptop", "gpu", "cluster"):
+    for scale in ("laptop", "workstation", "gpu", "cluster"):
         for stage, held in plan({"scale": scale}).config.scale.resources.items():
             assert stage in STAGES, f"{scale}.yaml: resources.{stage}"
             assert STAGES[stage].cost or not held.gpus, f"{scale}.yaml: stage {stage} has GPUs and no cost function"
@@ -467,8 +468,7 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
 def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
     def of(name):
         raw = {"scale": "cluster", "as_published": name, "studies": ["scalpel_vs_hammer_full"]}
-        facts = {"kind": "hub", "repo": "someone/facts", "revision": "0" * 40, "files": ["known.parquet"]}
-        made = plan(raw | {"overrides": {"questions": {"facts": {"file": facts}}}})
+        made = plan(raw)
         return made, {n: made.run(FULL, n, 42) for n in ("grpo", "sft_3ep", "sft_frozen_mlp", "sft_qk_only")}
 
     made, runs = of("code")
@@ -484,6 +484,8 @@ def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
     assert recipes["sft_frozen_mlp"].trainable.freeze_mlp_layers == tuple(range(19, 26))
     assert recipes["sft_qk_only"].trainable.also_lm_head
     assert recipes["grpo"].answer_rule == "authors"
+    assert recipes["sft_3ep"].loss_mean == "rank" and recipes["sft_3ep"].emulated_ranks == 7
+    assert METHODS["sft"].steps_fed(recipes["sft_3ep"], 69132, 3) == 462  # the authors' last checkpoint
     evaluations = [step.recipe for step in made.steps.values() if step.stage == "evaluate"]
     assert all(recipe["answer_rule"] == "authors" for recipe in evaluations)
     (base,) = {e.step.inputs["base"].digest for e in made.entries[FULL] if e.stage == "evaluate" and e.run == "base"}

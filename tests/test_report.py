@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED
 from scalpel.claims.scalpel_vs_hammer import CLAIMS
 from scalpel.errors import UserError
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
-from scalpel.report import setup, tables
+from scalpel.exhibits.result import Result
+from scalpel.report import audits, setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from tests import synthetic
@@ -82,12 +84,27 @@ def test_report_is_one_file_with_everything(made, page):
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
         assert html.escape(claim.text).replace("&#x27;", "&#39;") in page
+        assert html.escape(claim.place).replace("&#x27;", "&#39;") in page
     assert "scaled replica" in page and "There is one seed" in page
     assert "88.0 ± 4.1" in page and "40.2 ± 2.2" in page  # MATH-500 under GRPO, ours and the paper's
     parser = Balance()
     parser.feed(page)
     assert not parser.open
     assert current(page_of(made))["digest"] == made[0].drawings[STUDY, "report"].digest
+
+
+def test_claims_stand_with_interval_margin_and_both_verdicts(page):
+    section = page[page.index('<h2 id="claims">') : page.index('<h2 id="exhibits">')]
+    text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", section)))
+    for verdict in (APPEARS, UNDECIDED, NOT_RUN):
+        assert verdict in text
+    assert "Error over" in text and "2.0 points" in text and "(Holm)" in text and "Our runs" in text
+    assert "Learning rates differ 10-fold: SFT, 3 epochs 0.001, GRPO 0.0001." in text
+    assert "Learning rates differ 50-fold: SFT, 3 epochs 5e-05, GRPO 1e-06." in text
+    assert "rests on IFEval, prompts; without it: +0.7 [" in text, "on what the paper's finding rests"
+    assert "questions (64 asked)" in text and "nothing published for this test" in text
+    assert sum(map(int, re.findall(r'<td class="number">(\d+)</td>', section)[0::2])) == len(CLAIMS)
+    assert section.count('scope="rowgroup"') == len({claim.family for claim in CLAIMS})
 
 
 def test_everything_is_escaped(page):
@@ -152,7 +169,7 @@ def test_there_is_a_page_whatever_was_measured(tmp_path, edit):
     text = html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
     for claim in CLAIMS:
         assert claim.text in text
-    assert "cannot be tested here" in text and not re.search(r"\b(nan|inf)\b", text)
+    assert UNDECIDED in text and NOT_RUN in text and not re.search(r"\b(nan|inf)\b", text)
 
 
 def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
@@ -222,3 +239,33 @@ def test_recipes_are_compared_field_by_field():
     found = setup.compared({"a": {"x": 1, "n": {"y": 2}}, "b": {"x": 1, "n": {"y": 3}, "z": None}}, "Training")
     assert [column.name for column in found.differing.columns] == ["Training", "a", "b"]
     assert found.differing.rows == [("n.y", "2", "3")] and found.shared == ["x 1", "z –"]
+
+
+def test_every_probe_of_every_audit_stands_on_the_page(made, page):
+    """Measured, expected, by how much they may differ, the verdict, and the versions that have the bug."""
+    plan, _ = made
+    audits = {e.step.gates["audit"].digest for e in plan.entries[STUDY] if e.stage == "train"}
+    assert page.count("2 of 2 probes pass") == len(audits) >= 2
+    assert "lost: none" in page and "all 4 of 1" in page and "DeepSpeed 0.15.2 to 0.18.9" in page
+
+
+def test_a_probe_that_failed_is_seen_and_an_audit_that_is_gone(tmp_path):
+    train = tmp_path / "results" / "train" / "a-0123456789ab"
+    step = tmp_path / "results" / "audit" / "single.1x1-0123456789ab"
+    for folder in (train, step):
+        folder.mkdir(parents=True)
+    gate = {"digest": "0123456789ab", "directory": f"results/audit/{step.name}"}
+    (train / "recipe.json").write_text(json.dumps({"gates": {"audit": gate}}))
+    runs = [Result("train", run, 1, train) for run in ("a", "b", "a")]
+    assert audits.audits(runs, str.upper) == [audits.Audit(step.name, ["A", "B"])]
+    seal = {"engine": "zero2", "offload": True, "ranks": 2, "accumulation": 4, "packages": {"deepspeed": "0.18.9"}}
+    (step / "recipe.json").write_text(json.dumps({"recipe": {"fingerprint": seal}}))
+    failed = {"name": "accumulation", "passed": False, "found": "1 of rank 0"}
+    (step / "audit.json").write_text(json.dumps([failed]))
+    (step / "manifest.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audits, "checked", lambda path: path)
+        (found,) = audits.audits(runs, str.upper)
+    assert found.runs == ["A", "B"] and found.passed == 0 and "deepspeed 0.18.9" in found.packages
+    assert found.how == "engine zero2, CPU offload, 2 ranks, three micro-batches or more a step of each"
+    assert found.probes.rows[0][4] == "FAILS" and "0.19.0" in found.probes.rows[0][5]

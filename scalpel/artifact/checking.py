@@ -16,6 +16,7 @@ from pathlib import Path
 from scalpel.artifact.files import MANIFEST, RECIPE, read_json
 from scalpel.artifact.identity import sha256_file
 from scalpel.artifact.manifest import is_own, recipe_problems
+from scalpel.artifact.retired import retired_files
 from scalpel.errors import UserError
 
 CHECKED = "SCALPEL_CHECKED"  # set by a launcher for its children, when it has checked what they read
@@ -47,6 +48,15 @@ def checked_folder(directory: Path) -> Path:
     return directory
 
 
+def refuse_retired(path: Path) -> None:
+    """UserError for an absent file that was removed by `make retire`."""
+    result = None if path.is_file() else result_of(path)
+    if result is not None and path.relative_to(result).as_posix() in retired_files(result):
+        raise UserError(
+            f"{path} was retired; only training brings it back: move {result} aside, start snakemake again."
+        )
+
+
 def result_of(path: Path) -> Path | None:
     """The directory of the finished result that a file belongs to; None when it belongs to none."""
     for parent in Path(path).parents:
@@ -63,6 +73,7 @@ def manifest_of(result: Path) -> dict:
 def _check(result: Path, path: Path) -> None:
     listed = manifest_of(result)["files"]
     name = (path.parent.resolve() / path.name).relative_to(result.resolve()).as_posix()
+    refuse_retired(path)
     if not path.is_file():
         raise UserError(f"{path} is missing; {REMEDY}")
     if name not in listed:

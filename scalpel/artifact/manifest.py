@@ -18,6 +18,7 @@ from scalpel.artifact.files import (
     write_atomically,
 )  # fmt: skip
 from scalpel.artifact.identity import canonical, digest_of, sha256_file
+from scalpel.artifact.retired import retired_files, retired_problems
 
 
 def is_own(name: str) -> bool:
@@ -86,12 +87,16 @@ def restore(directory: Path, digest: str, inputs: dict[str, Path]) -> bool:
 
 
 def problems(directory: Path, manifest: dict | None = None) -> list[str]:
-    """What is wrong with a finished result: files missing, altered, truncated or not listed."""
+    """What is wrong with a finished result: files missing, altered, truncated or not listed. Retired ones may be
+    missing."""
     manifest = manifest or read_json(directory / MANIFEST)
     listed = manifest.get("files")
     if not isinstance(listed, dict):
         return [f"{directory / MANIFEST}: no list of files"]
-    found = [text for name, item in listed.items() if (text := difference(directory / name, item))]
+    found = retired_problems(directory, listed)
+    gone = {} if found else retired_files(directory)
+    there = {name: item for name, item in listed.items() if name not in gone or (directory / name).exists()}
+    found += [text for name, item in there.items() if (text := difference(directory / name, item))]
     found += [
         f"{directory / name}: not listed in the manifest" for name in _content_files(directory) if name not in listed
     ]

@@ -19,6 +19,7 @@ from scalpel.artifact.files import (
     MANIFEST,
     PROVENANCE,
     RECIPE,
+    RETIRED,
     STATE,
     is_abandoned,
     is_temporary,
@@ -117,7 +118,7 @@ def making(directory: Path) -> Iterator[Job]:
     for name in (MANIFEST, FINISHED):
         (directory / name).unlink(missing_ok=True)
     _sweep(directory)
-    if not resumable or not _made_of(directory, made_of):
+    if not resumable or (directory / RETIRED).exists() or not _made_of(directory, made_of):
         _clear(directory)
     if resumable and made_of:
         (directory / STATE).mkdir(exist_ok=True)
@@ -148,7 +149,7 @@ def _sweep(directory: Path) -> None:
 def _clear(directory: Path) -> None:
     """Remove everything but the recipe and the leases."""
     for entry in directory.iterdir():
-        if entry.name in (STATE, PROVENANCE) or not is_own(entry.name):
+        if entry.name in (STATE, PROVENANCE, RETIRED) or not is_own(entry.name):
             remove(entry)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from scalpel.artifact.files import write_atomically
+from scalpel.audit.known import FIXES, LOST, OF_PROBES
 from scalpel.audit.referee import TOLERANCE, Batches, Example, classify
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
@@ -26,29 +27,16 @@ LENGTHS = (3, 40, 7, 25, 11, 60, 5, 30)  # tokens of the answers, in turn: unequ
 PROMPTS = (4, 9, 6)  # tokens of the prompts, in turn
 WORDS = 40  # ordinary tokens; the markers follow, then EOS
 RIGHT = "token mean"
-LOST = ("first micro-batch alone", "last micro-batch alone", "first and last micro-batch alone")
-FIXES = {  # what is known of wrong objectives: package, and what to say
-    LOST: ("deepspeed", "DeepSpeed 0.15.2 to 0.18.9 lose micro-batches under ZeRO-2 with CPU offload; 0.19.0 does not"),
-    ("mean of rank means",): ("transformers", "set average_tokens_across_devices, transformers' default since 4.54.1"),
-    ("mean of micro-batch means",): (
-        "transformers",
-        "the model's loss must take num_items_in_batch (transformers 4.46)",
-    ),
-}
-OF_PROBES = {
-    "normaliser": "trl",
-    "clip norm": "accelerate",
-    "chat template": "transformers",
-    "log-prob": "transformers",
-}
 
 
 class Probe(NamedTuple):
-    """One thing that was checked, and what was found."""
+    """One thing that was checked: what was found, what is right, and by how much the two may differ."""
 
     name: str
     passed: bool
     found: str
+    expected: str = ""
+    tolerance: str = ""
 
 
 def examples(ranks: int, accumulation: int) -> Batches:
@@ -163,15 +151,16 @@ def probe(settings: TrainSettings, accumulation: int) -> list[Probe]:
     right = verdict.name == RIGHT
     named = verdict.name or f"none that is known (nearest differs by {verdict.difference:.2g})"
     masked = not any(word in named for word in ("prompt", "EOS"))
+    lost_ones = f"micro-batches that do not reach the optimizer: {', '.join(lost) or 'none'}"
+    gradient, relative = f"the gradient is that of: {named}", f"relative {10 * TOLERANCE:.0e}"
+    near = f"relative {100 * TOLERANCE:.0e}"  # of the nearest known objective
+    whole = f"all {accumulation} of each of {ranks.count} ranks"
+    precise = verdict.from_right <= 10 * TOLERANCE or not right
     return [
-        Probe("accumulation", not lost, f"micro-batches that do not reach the optimizer: {', '.join(lost) or 'none'}"),
-        Probe("aggregation", right or not masked, f"the gradient is that of: {named}"),
-        Probe("masking", masked, f"the gradient is that of: {named}"),
-        Probe(
-            "precision",
-            verdict.from_right <= 10 * TOLERANCE or not right,
-            f"relative difference {verdict.from_right:.1e}",
-        ),
+        Probe("accumulation", not lost, lost_ones, whole, "none"),
+        Probe("aggregation", right or not masked, gradient, f"the {RIGHT} over all ranks and micro-batches", near),
+        Probe("masking", masked, gradient, "EOS in the loss, the prompt out of it", near),
+        Probe("precision", precise, f"relative difference {verdict.from_right:.1e}", "the referee's step", relative),
     ]
 
 

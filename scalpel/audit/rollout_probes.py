@@ -248,11 +248,19 @@ def normaliser_and_clip(asked: dict, settings: TrainSettings, accumulation: int)
         clipped = take_step(trainer)
     acted = float(torch.cat([g.double().flatten() for g in clipped.values()]).norm())
     return [
-        Probe("normaliser", right, f"the loss is summed over: {named}; its recipe asks for {wanted}"),
+        Probe(
+            "normaliser",
+            right,
+            f"the loss is summed over: {named}; its recipe asks for {wanted}",
+            wanted,
+            f"relative {100 * TOLERANCE:.0e}",
+        ),
         Probe(
             "clip norm",
             abs(acted / (norm / 2) - 1) < 1e-4,
             f"a gradient of norm {norm:.4g} is clipped to {acted:.4g} where {norm / 2:.4g} is asked for",
+            f"{norm / 2:.4g}",
+            "relative 1e-04",
         ),
     ]
 
@@ -315,7 +323,7 @@ def chat_template() -> Probe:
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
             wrong.append(f"padding, which is EOS, under {name}")
     said = ", ".join(wrong) or f"none ({', '.join(names)})"
-    return Probe("chat template", not wrong, f"other ids than SFT's: {said}")
+    return Probe("chat template", not wrong, f"other ids than SFT's: {said}", "SFT's ids in every stage", "none")
 
 
 ENGINE = """
@@ -359,6 +367,8 @@ def log_probabilities(kind: str, asked: dict, settings: TrainSettings) -> Probe:
         f"log-probabilities of {kind}",
         worst <= NATS[kind],
         f"they differ from the trainer's by {worst:.1e} nats at most over {count} tokens; {NATS[kind]:.0e} are allowed",
+        "the trainer's of the same tokens",
+        f"{NATS[kind]:.0e} nats",
     )
 
 

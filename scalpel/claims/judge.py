@@ -1,175 +1,267 @@
 """Claims as tests on numbers: each can come out either way, on our results and on published ones.
 
-A difference of scores counts when it exceeds `SIGMAS` standard errors of the difference (both runs' errors added in
-quadrature; the questions are the same, so this is on the careful side). Within that, the verdict is "cannot be tested
-here": too few questions or seeds to tell. Thresholds stand beside each test in its text.
+A claim is made of parts, each a difference that should lie above zero (or above `beyond`), under a limit, or within
+its margin. Where the interval of a part lies decides it (docs/decisions.md). A claim appears when all its parts do;
+the opposite appears when that of one part does. Claims of one family share its level by Holm's rule.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-APPEARS, ABSENT, UNTESTABLE = "appears", "does not appear", "cannot be tested here"
-SIGMAS = 2.0
+from scalpel.claims.estimate import LEVEL, Estimate, Lacking, NotRun, Sample
+from scalpel.config.study import Margins
 
-
-class Score(NamedTuple):
-    """A benchmark score between 0 and 1, or a difference of two, and its standard error."""
-
-    value: float
-    stderr: float
+APPEARS, OPPOSITE, NO_DIFFERENCE = "appears", "the opposite appears", "no difference larger than"
+UNDECIDED, NOT_RUN = "undecided", "not run at this scale"
+VERDICTS = (APPEARS, OPPOSITE, NO_DIFFERENCE, UNDECIDED, NOT_RUN)
+POINTS, RATIO, PLAIN = "points", "ratio", "plain"  # how numbers of a part are written
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study measured, by run, with seeds joined. Missing runs or tasks make a claim untestable, not wrong."""
+    """What a study measured, or what was published, by run, with one row for each seed."""
 
-    scores: dict[str, dict[str, Score]] = field(default_factory=dict)  # run -> task -> final score
-    kl: dict[str, dict[float, float]] = field(default_factory=dict)  # run -> step -> KL over all positions, nats
-    change: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # run -> projection -> layers, final
-    log: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # run -> column -> optimizer steps
+    scores: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> task -> final checkpoint
+    course: dict[str, list[dict[str, Sample]]] = field(default_factory=dict)  # run -> checkpoints -> task
+    kl: dict[str, dict[float, Sample]] = field(default_factory=dict)  # run -> step -> over all positions, nats
+    change: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> projection -> over layers, final
+    log: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> column -> over optimizer steps
+    structure: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> measure -> over layers, final
+    trace: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)  # (kind, position) -> layers
+    rivals: dict[str, Sample] = field(default_factory=dict)  # predictor -> share of forgetting missed, over runs
+
+    def first(self, *runs: str) -> str:
+        """The first of these runs that anything was measured of; the first one where there is none."""
+        measured = (self.scores, self.kl, self.change, self.log)
+        return next((run for run in runs if any(run in found for found in measured)), runs[0])
 
 
-class Outcome(NamedTuple):
-    verdict: str
-    measured: str  # the numbers, and why when untestable
+class Part(NamedTuple):
+    """One difference and what it should be.
+
+    want: above (`beyond`), under (the limit `beyond`), or same (within the margin). margin, beyond and the estimate
+    are in one unit; ratios are logarithms.
+    """
+
+    what: str
+    estimate: Estimate
+    margin: float
+    show: str = POINTS
+    want: str = "above"
+    beyond: float = 0.0
+    note: str = ""
+    tries: int = 1  # of how many this one was picked
+
+    def ps(self) -> dict[str, float]:
+        """One-sided p values: of this part's appearing, of its opposite, and of lying within the margin."""
+        tail, value = self.estimate.tail, self.estimate.value
+        within = max(tail(self.margin - value), tail(self.margin + value))
+        if self.want == "above":
+            found = {APPEARS: tail(value - self.beyond), OPPOSITE: tail(-value), NO_DIFFERENCE: within}
+        elif self.want == "under":
+            found = {APPEARS: tail(self.beyond - value), OPPOSITE: tail(value - self.beyond), NO_DIFFERENCE: 1.0}
+        else:
+            outside = max(tail(value - self.margin), 0.0), max(tail(-value - self.margin), 0.0)
+            found = {APPEARS: within, OPPOSITE: min(outside), NO_DIFFERENCE: 1.0}
+        return {verdict: min(1.0, p * self.tries) for verdict, p in found.items()}
+
+    def distances(self) -> tuple[float, float]:
+        """(what is to be told from nothing, how far the value lies from the bound that decides it); 0: no matter."""
+        value = abs(self.estimate.value)
+        if self.want == "same":
+            return self.margin, abs(value - self.margin)
+        if self.want == "under" or self.beyond:
+            return 0.0, abs(self.estimate.value - self.beyond)
+        return self.margin, max(value, self.margin - value)
+
+    def written(self, value: float, sign: bool = True) -> str:
+        return written(value, self.show, sign)
+
+    def text(self, level: float) -> str:
+        """Value and interval at 1 - level."""
+        estimate, width = self.estimate, self.estimate.half_width(level)
+        if math.isfinite(width):
+            low, high = self.written(estimate.value - width), self.written(estimate.value + width)
+            found = f"{self.written(estimate.value)} [{low}, {high}]"
+        else:
+            found = f"{self.written(estimate.value)}, no error known"
+        unit = " points" if self.show == POINTS else ""
+        return f"{self.what}: {found}{unit}{f' ({self.note})' if self.note else ''}"
 
 
-class Lacking(Exception):
-    """Evidence that a claim needs is not there; the message says which."""
+def written(value: float, show: str, sign: bool = True) -> str:
+    """A number of a part: points, a factor, or plain."""
+    if show == RATIO:
+        factor = math.exp(min(max(value, -300), 300))
+        return f"×{factor:.2f}" if 0.05 < factor < 1000 else f"×{factor:.2g}"
+    mark = "+" if sign else ""
+    return f"{100 * value:{mark}.1f}" if show == POINTS else f"{value:{mark}.3g}"
 
 
 class Claim(NamedTuple):
+    """judge: the parts; Lacking or NotRun when they cannot be had. mixed: some parts up and some down appear."""
+
     text: str
-    section: str
-    test: str  # formula and threshold
-    judge: Callable[[Evidence], Outcome]
+    place: str
+    family: str
+    test: str
+    judge: Callable[[Evidence, Margins], Sequence[Part]]
+    mixed: bool = False
 
-    def outcome(self, evidence: Evidence) -> Outcome:
+
+class Outcome(NamedTuple):
+    """kind: one of VERDICTS. verdict: the same with the margin in it. decides: what would, when undecided.
+
+    p: by Holm's rule, two-sided; nan where nothing was tested. level: that of the intervals in `measured`.
+    """
+
+    kind: str
+    verdict: str
+    measured: str
+    decides: str = ""
+    p: float = math.nan
+    level: float = LEVEL
+    margins: str = ""
+    runs: tuple[str, ...] = ()
+
+    @property
+    def decided(self) -> bool:
+        return self.kind in (APPEARS, OPPOSITE, NO_DIFFERENCE)
+
+
+def holm(ps: Sequence[float]) -> list[tuple[float, int]]:
+    """(adjusted p, by how much the level is divided) of each, by Holm's step-down rule.
+
+    Adjusted: the k-th smallest of m times m - k + 1, never falling. The level is LEVEL / (m - k + 1) until the first
+    that exceeds it, and stays there.
+    """
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    found, largest, multiplier = [(1.0, 1)] * len(ps), 0.0, len(ps)
+    for rank, place in enumerate(order):
+        multiplier = len(ps) - rank if largest <= LEVEL else multiplier  # where it stops, the level stays
+        largest = max(largest, min(1.0, ps[place] * (len(ps) - rank)))
+        found[place] = largest, multiplier
+    return found
+
+
+def outcomes(claims: Sequence[Claim], evidence: Evidence, margins: Margins) -> list[Outcome]:
+    """One for each claim; families are corrected among those of their claims that could be tested."""
+    tested: dict[int, Sequence[Part]] = {}
+    found: dict[int, Outcome] = {}
+    for place, claim in enumerate(claims):
         try:
-            return self.judge(evidence)
+            parts = claim.judge(evidence, margins)
+            bad = [part.what for part in parts if not math.isfinite(part.estimate.value)]
+            if bad:
+                raise Lacking(f"{bad[0]}: not a number")
+            tested[place] = parts
+        except NotRun as lacking:
+            found[place] = Outcome(NOT_RUN, NOT_RUN, f"{lacking}.")
         except Lacking as lacking:
-            return Outcome(UNTESTABLE, f"{lacking}.")
+            found[place] = Outcome(UNDECIDED, UNDECIDED, f"{lacking}.")
+    for family in dict.fromkeys(claim.family for claim in claims):
+        places = [place for place in tested if claims[place].family == family]
+        ps = [_ps(tested[place], claims[place].mixed) for place in places]
+        corrected = holm([min(1.0, 2 * min(p.values())) for p in ps])
+        for place, p, (adjusted, times) in zip(places, ps, corrected, strict=True):
+            found[place] = _outcome(tested[place], claims[place].mixed, p, adjusted, times)
+    return [found[place] for place in range(len(claims))]
 
 
-# ---------------------------------------------------------------- scores
+def _ps(parts: Sequence[Part], mixed: bool) -> dict[str, float]:
+    """One-sided p values of a claim's verdicts."""
+    each, count = [part.ps() for part in parts], len(parts)
+    if mixed:
+        ups, downs = [p[APPEARS] for p in each], [p[OPPOSITE] for p in each]
+        return {
+            APPEARS: min(1.0, count * max(min(ups), min(downs))) if count > 1 else 1.0,
+            OPPOSITE: min(max(ups), max(downs)),
+            NO_DIFFERENCE: max(p[NO_DIFFERENCE] for p in each),
+        }
+    # A part that appears is no evidence that there is no difference, however small it is.
+    none = [p[NO_DIFFERENCE] for p in each if 2 * p[APPEARS] > LEVEL]
+    return {
+        APPEARS: max(p[APPEARS] for p in each),
+        OPPOSITE: min(1.0, count * min(p[OPPOSITE] for p in each)),
+        NO_DIFFERENCE: min(1.0, count * min(none)) if none else 1.0,
+    }
 
 
-def score(evidence: Evidence, run: str, task: str) -> Score:
-    if run not in evidence.scores:
-        raise Lacking(f"run {run} was not evaluated")
-    if task not in evidence.scores[run]:
-        raise Lacking(f"benchmark {task} is not part of this scale")
-    found = evidence.scores[run][task]
-    if not math.isfinite(found.value) or not math.isfinite(found.stderr):
-        raise Lacking(f"the score of {run} on {task} is not a number")
-    return found
-
-
-def difference(evidence: Evidence, run: str, other: str, tasks: Sequence[str]) -> Score:
-    """Mean over those of `tasks` that both runs have of score(run) - score(other), with its standard error."""
-    common = [task for task in tasks if task in evidence.scores.get(run, {}) and task in evidence.scores.get(other, {})]
-    if not common:
-        raise Lacking(f"{run} and {other} have none of {', '.join(tasks)} in common")
-    pairs = [(score(evidence, run, task), score(evidence, other, task)) for task in common]
-    mean = statistics.fmean(a.value - b.value for a, b in pairs)
-    return Score(mean, math.sqrt(sum(a.stderr**2 + b.stderr**2 for a, b in pairs)) / len(pairs))
-
-
-def sign(found: Score) -> int:
-    """1 or -1 when a difference exceeds SIGMAS standard errors, else 0."""
-    if abs(found.value) <= SIGMAS * found.stderr or found.value == 0:
-        return 0
-    return 1 if found.value > 0 else -1
-
-
-def points(found: Score) -> str:
-    return f"{100 * found.value:+.1f} ± {100 * found.stderr:.1f} points"
-
-
-def expect_positive(found: Score, what: str) -> Outcome:
-    """Appears when the difference is above zero beyond its error, absent when below, else too noisy to tell."""
-    verdict = {1: APPEARS, -1: ABSENT, 0: UNTESTABLE}[sign(found)]
-    noise = f"; within {SIGMAS:g} standard errors, so it cannot be told from noise" if not sign(found) else ""
-    return Outcome(verdict, f"{what} {points(found)}{noise}.")
-
-
-def both(*outcomes: Outcome) -> Outcome:
-    """Absent when any part is, untestable when any part is, appears when all do."""
-    verdicts = [outcome.verdict for outcome in outcomes]
-    worst = ABSENT if ABSENT in verdicts else UNTESTABLE if UNTESTABLE in verdicts else APPEARS
-    return Outcome(worst, " ".join(outcome.measured for outcome in outcomes))
-
-
-# ---------------------------------------------------------------- weight change
-
-
-def changes(evidence: Evidence, run: str) -> dict[str, list[float]]:
-    """Projection -> relative change of each layer; Lacking where nothing was measured or nothing changed."""
-    found = {projection: layers for projection, layers in evidence.change.get(run, {}).items() if layers}
+def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted: float, times: int) -> Outcome:
+    level = LEVEL / times
+    found = [verdict for verdict, p in ps.items() if adjusted <= LEVEL and 2 * p <= level]
+    runs = tuple(dict.fromkeys(run for part in parts for run in part.estimate.runs))
+    measured = "; ".join(dict.fromkeys(part.text(level) for part in parts)) + f". {_errors(parts)}"
+    margins = ", ".join(dict.fromkeys(_margin(part) for part in parts))
+    common = {"p": adjusted, "level": level, "margins": margins, "runs": runs}
     if not found:
-        raise Lacking(f"the weight change of {run} was not measured")
-    values = [value for layers in found.values() for value in layers]
-    if not all(map(math.isfinite, values)):
-        raise Lacking(f"a weight change of {run} is not a number")
-    if not any(values):
-        raise Lacking(f"{run} changed no weight")
-    return found
+        return Outcome(UNDECIDED, UNDECIDED, measured, _decides(parts, level), **common)
+    verdict = found[0]
+    if verdict != NO_DIFFERENCE:
+        ends = [abs(part.estimate.value) + part.estimate.half_width(level) for part in parts if part.want == "above"]
+        small = ends and max(ends) < min(part.margin for part in parts if part.want == "above")
+        note = " Smaller than the margin." if small and verdict == APPEARS else ""
+        return Outcome(verdict, verdict, measured + note, **common)
+    smallest = min(parts, key=lambda part: part.ps()[NO_DIFFERENCE])
+    unit = " points" if smallest.show == POINTS else ""
+    text = f"{NO_DIFFERENCE} {smallest.written(smallest.margin, False)}{unit}"
+    which = f" ({smallest.what})" if len(parts) > 1 and not mixed else ""
+    return Outcome(verdict, text + which, measured, **common)
 
 
-def type_means(change: dict[str, list[float]]) -> dict[str, float]:
-    """Projection -> mean over layers."""
-    return {projection: statistics.fmean(layers) for projection, layers in change.items()}
+def _margin(part: Part) -> str:
+    unit = " points" if part.show == POINTS else ""
+    if part.want == "under":
+        return f"limit {part.written(part.beyond, False)}{unit}"
+    beyond = f"beyond {part.written(part.beyond, False)}{unit}" if part.beyond else ""
+    margin = f"{part.written(part.margin, False)}{unit}" if part.margin != part.beyond else ""
+    return ", ".join(filter(None, (beyond, margin)))
 
 
-def middle_over_early(evidence: Evidence, run: str, projections: Sequence[str]) -> float:
-    """Mean change in the middle half of the layers over that in the first quarter."""
-    change = changes(evidence, run)
-    missing = [projection for projection in projections if projection not in change]
-    if missing:
-        raise Lacking(f"the change of {missing[0]} of {run} was not measured")
-    count = len(change[projections[0]])
-    if count < 4:
-        raise Lacking(f"{count} layers have no middle half")
-    quarter = count // 4
-    middle = [value for p in projections for value in change[p][quarter : count - quarter]]
-    early = [value for p in projections for value in change[p][:quarter]]
-    if not any(early):
-        raise Lacking(f"{run} changed none of {', '.join(projections)} in the first quarter of the layers")
-    return statistics.fmean(middle) / statistics.fmean(early)
+def _errors(parts: Sequence[Part]) -> str:
+    """What the intervals cover, in words."""
+    known = [part.estimate for part in parts if part.estimate.known]
+    texts = []
+    for what in dict.fromkeys(estimate.what for estimate in known if math.isfinite(estimate.over_units)):
+        of = [estimate for estimate in known if estimate.what == what]
+        counts = sorted({estimate.units for estimate in of})
+        among = " to ".join(f"{count:,}" for count in (counts[0], *counts[1:][-1:])) if counts[-1] else "the"
+        texts.append(f"{among} {what}{'' if all(estimate.paired for estimate in of) else ', unpaired'}")
+    seeds = sorted({estimate.seeds for estimate in known if math.isfinite(estimate.over_seeds)})
+    texts += [f"{' or '.join(map(str, seeds))} seeds"] if seeds else []
+    covered = f"Error over {' and '.join(texts)}" if texts else "No error"
+    alone = {run for part in parts for run in part.estimate.uncovered}
+    if not alone:
+        return f"{covered}."
+    some = f" of {len(alone)} of its runs" if seeds else ""
+    return f"{covered}; seeds{some} not covered, as there is one."
 
 
-# ---------------------------------------------------------------- curves
+def _decides(parts: Sequence[Part], level: float) -> str:
+    """How many questions or seeds would decide a claim that is undecided: those of the part that asks for most."""
+    still_open = [part for part in parts if min(part.ps().values()) * 2 > level] or list(parts)
+    if not all(part.estimate.known for part in still_open):
+        return "several seeds, as no error is known"
+    needed = [part.estimate.needed(*part.distances(), level) for part in still_open]
+    ways = []
+    if all(one.units for one in needed):
+        asked = [part.estimate.units for part in still_open]
+        most = max(range(len(needed)), key=lambda place: needed[place].units / asked[place])
+        ways.append(f"some {rounded(needed[most].units)} questions ({asked[most]:,} asked)")
+    if all(one.seeds for one in needed):
+        ways.append(f"some {rounded(max(one.seeds for one in needed))} seeds")
+    if ways:
+        return " or ".join(ways)
+    if any(part.estimate.uncovered for part in still_open):
+        return "more seeds; how many, one seed cannot tell"
+    return "neither more questions nor more seeds alone"
 
 
-def kl_growth(evidence: Evidence, run: str) -> tuple[float, float]:
-    """(KL of the last checkpoint, share of it reached after a quarter of the steps)."""
-    if len(evidence.kl.get(run, {})) < 4:
-        raise Lacking(f"the KL of {run} was not measured at four checkpoints or more")
-    curve = evidence.kl[run]
-    if not all(map(math.isfinite, curve.values())):
-        raise Lacking(f"a KL of {run} is not a number")
-    last = max(curve)
-    early = min(step for step in curve if step >= last / 4)
-    if curve[last] <= 0:
-        raise Lacking(f"the KL of {run} is zero at the end: it did not train")
-    return curve[last], curve[early] / curve[last]
-
-
-def logged(evidence: Evidence, run: str, column: str) -> list[float]:
-    """A column of the training log by optimizer step, steps without a number left out; Lacking below ten."""
-    values = [value for value in evidence.log.get(run, {}).get(column, []) if math.isfinite(value)]
-    if len(values) < 10:
-        raise Lacking(f"the training log of {run} has fewer than ten steps of {column}")
-    return values
-
-
-def tenths(evidence: Evidence, run: str, column: str) -> tuple[float, float]:
-    """Means of a logged column over the first and the last tenth of the steps."""
-    values = logged(evidence, run, column)
-    count = len(values) // 10
-    return statistics.fmean(values[:count]), statistics.fmean(values[-count:])
+def rounded(count: int) -> str:
+    """Two digits of a count, upwards."""
+    size = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // size) * size:,}"

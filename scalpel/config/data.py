@@ -12,6 +12,7 @@ from scalpel.config.types import (
     Fraction,
     Location,
     Name,
+    Positive,
     Recipe,
     Repository,
     Seed,
@@ -47,6 +48,16 @@ class HubDataset(Strict):
     files: Annotated[list[str], Field(min_length=1)]  # patterns of paths inside the repository
 
 
+class GitHubFile(Strict):
+    """A file of a public GitHub repository at a commit, by its path there, and the sha256 it must have."""
+
+    kind: Literal["github"]
+    repo: Repository
+    revision: Commit
+    path: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*\.(parquet|jsonl|json|csv)$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="kind")]
 
 
@@ -71,6 +82,7 @@ class FilterRecipe(Recipe):
     trace: Literal["first", "messages"] = later("first", as_before="first")
     # The column that completions are graded against. The authors' accuracy reward reads `solution`.
     gold: Literal["answer", "solution"] = later("answer", as_before="answer")
+    most_rows: Positive | None = later(None, as_before=None)  # of those that pass, the first ones; None: all
 
     @property
     def columns(self) -> tuple[str, ...]:

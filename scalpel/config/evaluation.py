@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from scalpel.config.data import HubDataset
+from scalpel.config.data import GitHubFile, HubDataset
 from scalpel.config.types import (
     AtOnce,
     Few,
@@ -41,15 +41,16 @@ class ToyQuestions(Strict):
 
 
 class FileQuestions(Strict):
-    """One parquet file (jsonl and csv from the hub are converted), and one of few-shot examples if there is one.
+    """One parquet file (what is fetched as jsonl, json or csv is converted), and one of few-shot examples if there is
+    one.
 
     format: whose columns the file has and how answers are scored (scalpel/evaluation/formats.py); needed unless the
     set bears a public dataset's name. `columns` maps that format's columns to the file's.
     """
 
     kind: Literal["files"] = "files"
-    file: Location | HubDataset
-    examples: Location | HubDataset | None = None
+    file: Location | HubDataset | GitHubFile
+    examples: Location | HubDataset | GitHubFile | None = None
     format: Format | None = None
     columns: dict[str, str] = {}
 
@@ -62,7 +63,7 @@ class LMEvalQuestions(Strict):
 
     kind: Literal["lm_eval"] = "lm_eval"
     lm_eval: NameOrPath
-    files: dict[str, Location | HubDataset] = {}
+    files: dict[str, Location | HubDataset | GitHubFile] = {}
 
 
 def _kind(value: Any) -> str | None:

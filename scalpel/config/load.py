@@ -52,7 +52,7 @@ def load(raw: dict, workflow: Path) -> Config:
     return config
 
 
-STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "published")
+STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "margins", "published")
 
 
 def record_config(config: Config) -> str:
@@ -136,6 +136,7 @@ def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -
     parts = {
         part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks", "setting")
     }
+    parts["margins"] = below.margins.model_dump() | (raw.get("margins") or {})
     whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published")}
     file = validated(StudyFile, whole, path.name)
     return file.model_copy(update={"lineage": (*below.lineage, name)})

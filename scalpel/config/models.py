@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scalpel.config.types import Commit, Location, NameOrPath, Positive, Rate, Recipe, Repository, Seed, Strict, Whole
+from scalpel.config.types import Location, NameOrPath, Positive, Rate, Recipe, Repository, Seed, Strict, Whole
 
 TOY_EXAMPLES = {"gsm8k": 16, "mmlu": 5, "mmlu_pro": 5}  # few-shot examples of the toy world's sets, of each subject
 Small = Annotated[int, Field(gt=0, le=10**7)]  # of something a laptop makes
@@ -77,9 +77,11 @@ class LocalModel(BaseModelSource):
 
 
 class HubModel(BaseModelSource):
+    """revision: a commit hash, or a branch that revisions.yaml resolves."""
+
     kind: Literal["hub"]
     repo: Repository
-    revision: Commit
+    revision: Annotated[str, Field(pattern=r"^[\w][\w./-]*$", max_length=200)]
 
 
 Model = Annotated[ToyModel | LocalModel | HubModel, Field(discriminator="kind")]

@@ -23,6 +23,16 @@ class StageResources(Strict):
     gpus: Whole = 0
 
 
+class GPU(Strict):
+    """What the cost estimate computes with. Peaks in FLOP/s, dense: bfloat16 summed in float32, float32 without TF32,
+    float64 where it is fastest."""
+
+    name: str = "H100 SXM"
+    bfloat16: Annotated[float, Field(gt=0)] = 989e12  # NVIDIA's data sheet, as the two below
+    float32: Annotated[float, Field(gt=0)] = 67e12
+    float64: Annotated[float, Field(gt=0)] = 67e12
+
+
 class Setting(Strict):
     """What a scale gives a study. `studies.<study>` of the scale is laid over these fields, key by key."""
 
@@ -53,4 +63,5 @@ class Scale(Setting):
     evaluation_settings: EvaluationSettings = EvaluationSettings()
     kl_settings: KLSettings = KLSettings()
     trace_settings: TraceSettings = TraceSettings()
+    gpu: GPU = GPU()
     resources: dict[str, StageResources] = {}  # by stage

@@ -12,6 +12,8 @@ from scalpel.config.training import MethodRecipe
 from scalpel.config.types import Few, Name, NameOrPath, Recipe, Reference, Seed, Strict
 from scalpel.methods import AnyRecipe
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
 
 class RunAxes(Strict):
     """Everything about a run beside its method's recipe. Runs are named as <run> of this study or <study>/<run>."""
@@ -46,6 +48,20 @@ class Look(Strict):
     marker: Annotated[str, Field(pattern=r"^[ov^<>8sp*hHDdPX]$")] | None = None  # matplotlib's filled ones
 
 
+class Margins(Strict):
+    """What counts as no difference, and the limits that claims name: chosen before a run, never after its results."""
+
+    score: Share = 0.02  # of benchmarks, a share of 1
+    modest: Share = 0.10  # a gain or loss above it is not modest, nor slight
+    out_of_reach: Share = 0.10  # a benchmark below it is out of reach
+    ratio: Annotated[float, Field(gt=1)] = 1.1  # of KL, cost and lengths: factors between 1 / 1.1 and 1.1
+    weights: Annotated[float, Field(gt=1)] = 1.05  # of weight change
+    much: Annotated[float, Field(gt=1)] = 2.0  # what "much more" is at least, a factor
+    reward: Share = 0.05
+    spikes: Share = 0.05  # of steps: rare below it
+    share: Share = 0.05  # of entries of a matrix, of ranks, of R2, of indirect effects
+
+
 class StudyFile(Strict):
     """A file of workflow/studies, or one of the user's own."""
 
@@ -58,6 +74,7 @@ class StudyFile(Strict):
     looks: dict[Name, Look] = {}  # of runs, and of `base`
     setting: dict[str, Any] = {}  # laid over what the scale gives every study, below what it gives this one
     claims: Name | None = None  # a module of scalpel/claims
+    margins: Margins = Margins()  # of the claims
     published: NameOrPath | None = None  # a file of workflow/published, or the path of another
     lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own
 
@@ -71,6 +88,7 @@ class Study(Strict):
     exhibits: dict[Name, dict[str, Any]]
     looks: dict[Name, Look]
     claims: Name | None
+    margins: Margins
     published: str | None
 
 
@@ -101,4 +119,15 @@ class Config(Strict):
     studies: dict[Name, Study]
 
 
-__all__ = ["Config", "Look", "MethodRecipe", "Recipe", "RunAxes", "RunSpec", "Study", "StudyFile", "UserConfig"]
+__all__ = [
+    "Config",
+    "Look",
+    "Margins",
+    "MethodRecipe",
+    "Recipe",
+    "RunAxes",
+    "RunSpec",
+    "Study",
+    "StudyFile",
+    "UserConfig",
+]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from scalpel.artifact.step import Step
 from scalpel.config.evaluation import FORMATS
-from scalpel.config.scale import StageResources
+from scalpel.config.scale import GPU, StageResources
 from scalpel.cost.amount import HALF, Amount, number, product, total
 from scalpel.cost.shape import BYTES, Shape, shape_of
 from scalpel.errors import UserError
@@ -32,9 +32,7 @@ from scalpel.methods.method import RowSizes
 from scalpel.plan import Plan
 from scalpel.stages import STAGES
 
-PEAK = 989e12  # FLOP/s, dense bfloat16, H100 SXM (NVIDIA's data sheet)
-PEAK_FLOAT32 = 67e12  # FLOP/s, float32 without TF32, H100 SXM; KL and tracing compute in float32
-PEAK_FLOAT64 = 67e12  # FLOP/s, float64 on tensor cores, H100 SXM; the structure of updates is computed in it
+# Peaks are the scale's (`gpu`): KL and tracing compute in float32, the structure of updates in float64.
 DECOMPOSING = 0.01  # share of it that an eigendecomposition reaches: assumed
 BUSY = 0.40  # share of the peak that training and reading prompts reach: assumed
 WRITING = 0.10  # share of the peak that writing token by token reaches, by vLLM and full batches: assumed
@@ -49,6 +47,7 @@ RESTORED = 0.3  # share of a forward pass that one restoration of causal tracing
 QUESTIONS = {
     "aime24": (30, 103), "math_500": (500, 70), "gsm8k": (1319, 159), "gpqa_diamond": (198, 200),
     "mmlu": (14042, 101), "mmlu_pro": (12032, 174), "ifeval": (541, 46),
+    "facts": (1209, 12),
 }  # fmt: skip
 OTHER = (1000, 150)
 CHOICES = {"mmlu": 4, "mmlu_pro": 10, "choice": 4}  # answers that `formulation: cloze` reads one by one, by format
@@ -89,6 +88,10 @@ class Known:
     plan: Plan
     shapes: dict[str, tuple[Shape, str]] = field(default_factory=dict)
     rows: dict[str, KeptRows] = field(default_factory=dict)
+
+    @property
+    def gpu(self) -> GPU:
+        return self.plan.config.scale.gpu
 
     def shape(self, step: Step) -> Shape:
         """Sizes of the base model behind a step."""
@@ -153,6 +156,9 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
             RowSizes(count, None, prompt), f"rows of {data.settings['path']} before the filter: an upper bound"
         )
     repo = data.inputs["fetch"].recipe["repo"]
+    enough = data.recipe["filter"].get("most_rows")
+    if enough:
+        return KeptRows(RowSizes(enough, None, prompt), "filter.most_rows: an upper bound")
     if repo.endswith("/OpenR1-Math-220k") and data.recipe["filter"]["source"] == "cn_k12":
         if data.recipe["filter"]["max_tokens"] is None:
             source = "the paper's count of CN-K12 rows: an upper bound"
@@ -320,11 +326,12 @@ def _assumptions(known: Known, rows: list[Row]) -> list[str]:
             f"Kept training rows: {count:,} ({source}); tokens of a trace: {length}; "
             f"of a prompt: {number(prompt)}; of a completion: {HALF} x the longest allowed."
         )
+    gpu = known.gpu
     if any(row.gpus for row in rows):
         found += [
-            f"H100 SXM: {number(PEAK)} FLOP/s bfloat16, {number(PEAK_FLOAT32)} float32. Share of it reached: {BUSY} in "
-            f"training and reading, {WRITING} in writing token by token (vLLM, full batches; transformers' own "
-            "sampling is several times slower).",
+            f"{gpu.name}: {number(gpu.bfloat16)} FLOP/s bfloat16, {number(gpu.float32)} float32. Share of it reached: "
+            f"{BUSY} in training and reading, {WRITING} in writing token by token (vLLM, full batches; transformers' "
+            "own sampling is several times slower).",
             "Left out: loading models, rewards, padding, attention, waiting in the queue, restarts.",
             "GPUs are counted as long as they are held: the server's while its ranks train, and the ranks' while it "
             "writes. Expect the truth within a factor of three; the first finished run says more.",
@@ -354,14 +361,14 @@ def _train(known: Known, step: Step) -> Spent:
     kept = product(recipe.checkpoints, n, BYTES[recipe.dtype])
     running = product(settings["keep_state"] + 1, STATE_BYTES, n)
     work = method.work(recipe, known.kept(step).sizes)
-    hours = product(work.trained, flops) / product(training, PEAK, BUSY, 3600)
+    hours = product(work.trained, flops) / product(training, known.gpu.bfloat16, BUSY, 3600)
     if work.scored:
-        hours = hours + product(work.scored, 2, n) / product(training, PEAK, BUSY, 3600)
+        hours = hours + product(work.scored, 2, n) / product(training, known.gpu.bfloat16, BUSY, 3600)
     if work.written:
         kept = kept + product(work.written, 2 * CHARACTERS)  # rollouts.parquet: text and ids
         server = settings["server"]
         writing = max(1, server["gpus"]) * max(1, server["nodes"]) if server else training  # a server may have none
-        hours = hours + product(work.written, 2, n) / product(writing, PEAK, WRITING, 3600)
+        hours = hours + product(work.written, 2, n) / product(writing, known.gpu.bfloat16, WRITING, 3600)
     files = 12 * recipe.checkpoints + (settings["keep_state"] + 1) * (12 + 2 * training) + 10
     return Spent(hours, kept, running, files)
 
@@ -369,7 +376,8 @@ def _train(known: Known, step: Step) -> Spent:
 def _seconds(known: Known, step: Step, read: Amount, written: Amount) -> Amount:
     """On one GPU, which is all that one engine uses."""
     forward = product(2, known.shape(step).parameters)
-    return product(forward, read) / product(PEAK, BUSY) + product(forward, written) / product(PEAK, WRITING)
+    peak = known.gpu.bfloat16
+    return product(forward, read) / product(peak, BUSY) + product(forward, written) / product(peak, WRITING)
 
 
 def _evaluate(known: Known, step: Step) -> Spent:
@@ -399,7 +407,8 @@ def _kl(known: Known, step: Step) -> Spent:
     asked = question_count(step.inputs["questions"], known.plan.root)
     prompts, models = min(step.recipe["prompts"] or asked, asked), _checkpoints(step.inputs["checkpoints"]) + 1
     forward = product(models, prompts, KL_TOKENS, 2, known.shape(step).parameters)
-    return Spent(forward / product(PEAK_FLOAT32, BUSY, 3600), product(models, prompts, 48))  # six columns of 8 bytes
+    hours = forward / product(known.gpu.float32, BUSY, 3600)
+    return Spent(hours, product(models, prompts, 48))  # six columns of 8 bytes
 
 
 def _trace(known: Known, step: Step) -> Spent:
@@ -408,7 +417,7 @@ def _trace(known: Known, step: Step) -> Spent:
     asked = question_count(step.inputs["questions"], known.plan.root)
     facts, shape = min(step.recipe["facts"] or asked, asked), known.shape(step)
     passes = product(facts, step.recipe["samples"], FACT_TOKENS, shape.layers, 3)
-    hours = product(passes, FACT_TOKENS, RESTORED, 2, shape.parameters) / product(PEAK_FLOAT32, BUSY, 3600)
+    hours = product(passes, FACT_TOKENS, RESTORED, 2, shape.parameters) / product(known.gpu.float32, BUSY, 3600)
     return Spent(hours, product(facts, FACT_TOKENS, shape.layers, 3, 8))
 
 
@@ -422,7 +431,7 @@ def _structure(known: Known, step: Step) -> Spent:
     )
     products = product(models, 4, parameters, side)
     decomposed = product(models, parameters, 11, side)  # 11 n^3, of n^2 parameters at least
-    seconds = products / product(PEAK_FLOAT64, BUSY) + decomposed / product(PEAK_FLOAT64, DECOMPOSING)
+    seconds = products / product(known.gpu.float64, BUSY) + decomposed / product(known.gpu.float64, DECOMPOSING)
     matrices = product(known.shape(step).layers, 7)
     return Spent(seconds / 3600, product(models, matrices, 17, 8))  # columns of 8 bytes
 
@@ -464,6 +473,8 @@ def _bytes(known: Known, step: Step) -> Amount:
     if step.stage == "order":
         return product(known.kept(step).sizes.count, step.recipe["epochs"], 24)  # three columns of 8 bytes
     if step.stage == "given":
+        if any(role.startswith("fetch/") for role in step.inputs):
+            return Amount.of(1e6)  # links to what was fetched
         return product(_checkpoints(step), known.shape(step).parameters, known.shape(step).bytes)
     return Amount.of(1e6)
 

@@ -27,6 +27,7 @@ class Shape:
     tied: bool
     query_key_norms: bool
     bytes: int = 2  # of a stored parameter
+    biases: bool = False  # of queries, keys and values, as in Qwen2
 
     @classmethod
     def of_config(cls, config: dict) -> Shape:
@@ -42,6 +43,7 @@ class Shape:
             vocabulary=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", False)),
             query_key_norms=config.get("model_type") in ("olmo2", "olmo3"),
+            biases=config.get("model_type") == "qwen2",
             bytes=BYTES.get(config.get("dtype") or config.get("torch_dtype") or "", 2),
         )
 
@@ -54,9 +56,11 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """N: embedding, lm_head unless tied, projections, two norms a layer, the last norm, query and key norms."""
+        """N: embedding, lm_head unless tied, projections and their biases, two norms a layer, the last norm, query and
+        key norms."""
         norms = 2 * self.hidden + (self.heads + self.kv_heads) * self.head_size * self.query_key_norms
-        layer = sum(self.projections.values()) + norms
+        biases = (self.heads + 2 * self.kv_heads) * self.head_size * self.biases
+        layer = sum(self.projections.values()) + norms + biases
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
     def trained(self, trainable: Trainable) -> int:
@@ -72,10 +76,28 @@ def _olmo2(hidden: int, layers: int, heads: int, intermediate: int) -> Shape:
     return Shape(hidden, intermediate, layers, heads, heads, hidden // heads, 100352, tied=False, query_key_norms=True)
 
 
+def _llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Shape:
+    """SmolLM2."""
+    return Shape(hidden, intermediate, layers, heads, kv_heads, hidden // heads, 49152, True, False)
+
+
+def _qwen2(
+    hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int, tied: bool
+) -> Shape:
+    return Shape(hidden, intermediate, layers, heads, kv_heads, hidden // heads, vocabulary, tied, False, biases=True)
+
+
 KNOWN = {  # by the repository's name, -SFT, -DPO, -Instruct aside: the models' own config.json
     "allenai/OLMo-2-0425-1B": _olmo2(2048, 16, 16, 8192),
     "allenai/OLMo-2-1124-7B": _olmo2(4096, 32, 32, 11008),
     "allenai/OLMo-2-1124-13B": _olmo2(5120, 40, 40, 13824),
+    "HuggingFaceTB/SmolLM2-360M": _llama(960, 32, 15, 5, 2560),
+    "HuggingFaceTB/SmolLM2-1.7B": _llama(2048, 24, 32, 32, 8192),
+    "Qwen/Qwen2.5-0.5B": _qwen2(896, 24, 14, 2, 4864, 151936, tied=True),
+    "Qwen/Qwen2.5-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, tied=False),
+    "nvidia/AceInstruct-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),  # a Qwen2.5-1.5B
+    "Qwen/Qwen2.5-Math-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),
+    "Qwen/Qwen2.5-Math-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, tied=False),
 }
 
 

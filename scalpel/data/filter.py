@@ -34,6 +34,7 @@ REASONS = {
     "prompt_too_long": "rendered prompt exceeds filter.max_prompt_tokens",
     "too_long": "rendered conversation exceeds filter.max_tokens",
 }
+ENOUGH = {"beyond_most_rows": "filter.most_rows were kept before it"}
 
 KEPT_SCHEMA = pa.schema(
     [
@@ -68,6 +69,10 @@ def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, guarded: list[Pat
     ):
         for batch in _batches(track(rows, "filter: row", total=rows.total)):
             kept, dropped = _decide(batch, recipe, tokenizer, overlap, seen, grader)
+            if recipe.most_rows is not None:
+                room = recipe.most_rows - counts["kept"]
+                beyond = [{"row": r["row"], "uuid": r["uuid"], "reason": "beyond_most_rows"} for r in kept[room:]]
+                kept, dropped = kept[:room], sorted(dropped + beyond, key=lambda item: item["row"])
             counts.update(item["reason"] for item in dropped)
             counts["kept"] += len(kept)
             kept_file.write_table(pa.Table.from_pylist(kept, KEPT_SCHEMA))
@@ -82,7 +87,8 @@ def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, guarded: list[Pat
     with open(out / "drops.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["reason", "rows", "meaning"])
-        table.writerows([reason, counts[reason], meaning] for reason, meaning in REASONS.items())
+        reasons = REASONS | (ENOUGH if recipe.most_rows is not None else {})
+        table.writerows([reason, counts[reason], meaning] for reason, meaning in reasons.items())
         table.writerow(["kept", counts["kept"], "trained on"])
         table.writerow(["read", rows.total, "all rows of the source"])
 

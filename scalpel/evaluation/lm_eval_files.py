@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from scalpel.artifact.files import write_atomically
-from scalpel.config.data import HubDataset
+from scalpel.config.data import GitHubFile, HubDataset
 from scalpel.errors import UserError
 
 READERS = ("parquet", "json", "csv")  # dataset_path of data that lies in files
@@ -31,14 +31,14 @@ class TaskFiles(NamedTuple):
     name: str
     text: str
     code: dict[str, str]
-    files: dict[str, Path | HubDataset]
+    files: dict[str, Path | HubDataset | GitHubFile]
 
 
 class Function(str):
     """The value of a ``!function`` tag: module.function."""
 
 
-def find(task: str, files: dict[str, Path | HubDataset], where: str) -> TaskFiles:
+def find(task: str, files: dict[str, Path | HubDataset | GitHubFile], where: str) -> TaskFiles:
     """What an lm-eval task is made of.
 
     task: path of a YAML, or the name of a task that the installed lm-eval ships. files: data by split, for a task whose

@@ -33,7 +33,7 @@ from scalpel.stages import STAGES
 HERE = Path(__file__).parent
 SHARED = (  # modules that are no kind of exhibit
     "__init__", "axis", "beside", "drawing", "embedded", "files", "options", "record", "render", "result", "results",
-    "style", "uncertainty",
+    "spent", "style", "uncertainty",
 )  # fmt: skip
 SHARED_FILES = [HERE / f"{name}.py" for name in SHARED]
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}

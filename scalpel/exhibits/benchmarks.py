@@ -18,7 +18,8 @@ def draw(frame, options, style):
     from scalpel.exhibits.results import task_name, task_order
 
     tasks = task_order(frame["task"])
-    rows, columns = -(-len(tasks) // PANELS), min(len(tasks), PANELS)
+    columns = style.in_a_row(min(len(tasks), PANELS))
+    rows = -(-len(tasks) // columns)
     figure = style.figure(9.0, 3.4 + 1.9 * rows, "Benchmarks")
     above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.9 * rows])
     bars = above.subplots()
@@ -37,7 +38,7 @@ def draw(frame, options, style):
         axes.set_xlabel("")
     for place, axes in enumerate(panels):
         axes.set_visible(place < len(tasks))
-        axes.tick_params(labelbottom=place + PANELS >= len(tasks))
+        axes.tick_params(labelbottom=place + columns >= len(tasks))
     below.supylabel("score (%)", fontsize=options.font_size)
     note = f"{axis.LABELS[options.x]}  (dashed: base; bands: one standard error)"
     below.supxlabel(note, fontsize=options.font_size)

@@ -31,8 +31,10 @@ def draw(frame, options, style):
     traces = list(frame.groupby(["run", "seed"], sort=False))
     runs = [run for (run, _), _ in traces]
     positions = [position for position in POSITIONS if position in set(frame["position"])]
-    figure = style.figure(9.5, 0.9 + 2.1 * len(traces), "Average indirect effect of restored states")
-    panels = figure.subplots(len(traces), len(KINDS), squeeze=False, sharey=True)
+    across = 1 if options.columns == 1 else len(KINDS)
+    down = len(KINDS) // across
+    figure = style.figure(9.5, 0.9 + 2.1 * len(traces) * down, "Average indirect effect of restored states")
+    panels = figure.subplots(len(traces) * down, across, squeeze=False, sharey=True).reshape(len(traces), len(KINDS))
     for row, ((run, seed), trace) in enumerate(traces):
         for axes, kind in zip(panels[row], KINDS, strict=True):
             of_kind = trace[trace["kind"] == kind]
@@ -45,9 +47,9 @@ def draw(frame, options, style):
             axes.grid(False)
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_yticks(range(len(positions)), [f"{position} token" for position in positions])
-            if row == 0:
+            if row == 0 or across == 1:
                 axes.set_title(TITLES[kind])
-            if row == len(traces) - 1:
+            if row == len(traces) - 1 and (across > 1 or kind == KINDS[-1]):
                 axes.set_xlabel("layer (from 0)")
         if len(traces) > 1:
             name = options.labels.get(run, run)

@@ -42,8 +42,10 @@ def draw(frame, options, style):
 
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     shown = list(frame.drop_duplicates(["source", "measure"])[["source", "measure"]].itertuples(index=False, name=None))
-    figure = style.figure(2.2 + 4.8 * len(shown), 3.8, f"KL divergence from the {MODEL[options.reference]}")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    columns = 1 if options.columns == 1 else len(shown)
+    rows = len(shown) // columns
+    figure = style.figure(2.2 + 4.8 * len(shown), 3.8 * rows, f"KL divergence from the {MODEL[options.reference]}")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (source, measure) in zip(panels, shown, strict=True):
         part = frame[(frame["measure"] == measure) & (frame["source"] == source)]
         if source == OURS:

@@ -5,12 +5,13 @@ The plan imports this module, so neither torch nor matplotlib is imported here.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scalpel.config.types import Reference, Strict
 
+PRINTED = 7.0  # points
 Inches = Annotated[float, Field(gt=1, le=40)]
 
 
@@ -23,12 +24,23 @@ class ExhibitOptions(Strict):
     title: str | None = None
     width_inches: Inches | None = None
     height_inches: Inches | None = None
-    font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points
+    # Of a page of two that it fills: 3.3 or 6.8 inches, with text of 7 points; None: a width of its own, for screens.
+    columns: Literal[1, 2] | None = None
+    font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points; where `columns` is given, it is 7
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
     labels: dict[str, str] = Field({})  # run -> name in the legend, in place of the study's look
     x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, over a chain of runs
     log_y: bool = False  # logarithmic value axis; of curves, never of bars
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in curves of every step
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_columns(cls, raw: Any):
+        if isinstance(raw, dict) and raw.get("columns"):
+            if raw.get("width_inches"):
+                raise ValueError("give `columns` or `width_inches`")
+            return {"font_size": PRINTED} | raw
+        return raw
 
 
 class ComparedOptions(ExhibitOptions):

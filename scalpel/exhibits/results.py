@@ -145,7 +145,8 @@ class Results:
         return frame
 
     def answers(self) -> pd.DataFrame:
-        """Score of every question: columns step, task (as in `scores`), question, score (mean over samples)."""
+        """Score of every question: columns step, task (as in `scores`), question, score (mean over samples), draws (how
+        many samples)."""
         import pandas as pd
 
         columns = ["step", "task", "metric", "question", "score"]
@@ -155,7 +156,8 @@ class Results:
             kinds = frame[["task", "metric"]].drop_duplicates()
             kinds["name"] = list(map(_headline, kinds["task"], kinds["metric"]))
             frame = frame.merge(kinds.dropna(subset=["name"]).drop_duplicates("name"), on=["task", "metric"])
-            means = frame.groupby(["step", "name", "question"], sort=False)["score"].mean().reset_index()
+            by_question = frame.groupby(["step", "name", "question"], sort=False)["score"]
+            means = by_question.agg(score="mean", draws="size").reset_index()
             frames.append(_whose(result, means.rename(columns={"name": "task"})))
         if not frames:
             raise UserError(f"none of {', '.join(self.runs)} was evaluated; name other runs in `runs`.")

@@ -152,7 +152,8 @@ def draw(frame, options, style):
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     first = frame.drop_duplicates("predictor").sort_values("r2", ascending=False, kind="stable")
-    rows, columns = -(-len(first) // PANELS), min(len(first), PANELS)
+    columns = style.in_a_row(min(len(first), PANELS))
+    rows = -(-len(first) // columns)
     figure = style.figure(2.9 * columns + 0.4, 1.4 + 2.8 * rows, "What predicts forgetting in a run left out")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axes, (name, r2) in zip(panels, first[["predictor", "r2"]].itertuples(index=False, name=None), strict=False):

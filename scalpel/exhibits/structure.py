@@ -76,7 +76,8 @@ def _overlap(matrices, weights, suffix):
 def draw(frame, options, style):
     """A panel per measure, means over seeds with a band of one standard error between them."""
     shown = [measure for measure in options.measures if measure in set(frame["measure"])]
-    rows, columns = -(-len(shown) // PANELS), min(len(shown), PANELS)
+    columns = style.in_a_row(min(len(shown), PANELS))
+    rows = -(-len(shown) // columns)
     figure = style.figure(2.9 * columns + 0.4, 1.0 + 2.6 * rows, "Structure of updates")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, measure in zip(panels, shown, strict=False):

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), told apart by colour-blind readers, too; yellow, which is faint on white, last.
 PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#707070", "#F0E442")
 MARKERS = "ovD^Ps*"  # seven: no divisor of the number of colours, so that a colour's second run has another marker
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # of lines without markers, of runs of one colour
+HATCHES = ("", "////", "....", "xxxx")  # of their bars
+WIDTHS = {1: 3.3, 2: 6.8}  # inches of one and two columns of a page
+PANEL = {None: 1.0, 1: 0.6, 2: 0.72}  # height of what is drawn there
+LEGEND_ROW = 0.17  # inches
 BASE_COLOR = "#707070"
 DARK = "#303030"
 
@@ -41,6 +46,8 @@ class Style:
         colors = {BASE: BASE_COLOR} | {run: look["color"].upper() for run, look in looks.items() if look.get("color")}
         self.colors = _completed(self.runs, colors, PALETTE)
         self.markers = _completed(self.runs, {run: look.get("marker") for run, look in looks.items()}, MARKERS)
+        before = [[self.colors[other] for other in self.runs[:place]] for place in range(len(self.runs))]
+        self.repeats = {run: before[place].count(self.colors[run]) for place, run in enumerate(self.runs)}
 
     def label(self, run: str) -> str:
         """How people call a run: options.labels, else the study's look, else its name."""
@@ -81,13 +88,24 @@ class Style:
             )
             yield
 
+    def in_a_row(self, most: int) -> int:
+        """How many panels of `most` stand in a row: two where the figure fills one column, three in two."""
+        return min(most, {None: most, 1: 2, 2: 3}[self.options.columns])
+
     def figure(self, width: float, height: float, title: str) -> Figure:
-        """An empty figure; width and height in inches and the title are defaults that options replace."""
+        """An empty figure; width and height in inches and the title are defaults that options replace.
+
+        In columns of a page it is as wide as these and lower, with room below for the legend's rows.
+        """
         from matplotlib.figure import Figure
 
         options = self.options
+        if options.columns:
+            width = WIDTHS[options.columns]
+            height = height * PANEL[options.columns] + LEGEND_ROW * -(-len(self.runs) // (2 * options.columns))
         figure = Figure(figsize=(options.width_inches or width, options.height_inches or height))
-        figure.suptitle(options.title or title, fontsize=options.font_size + 1.5, fontweight="bold")
+        size = options.font_size + (1.5 if options.columns is None else 0.5)
+        figure.suptitle(options.title or title, fontsize=size, fontweight="bold", wrap=True)
         return figure
 
     def label_x(self, of: Axis) -> None:
@@ -120,7 +138,9 @@ class Style:
             means, x="x", y=y, hue="run", hue_order=runs, palette=self.colors, style="run", style_order=runs,
             markers=self.markers if points else False, dashes=False, errorbar=None, ax=axes, legend=False, **look,
         )  # fmt: skip
-        for line in axes.lines[before:]:
+        for run, line in zip(runs, axes.lines[before:], strict=True):
+            if not points and "linestyle" not in look:
+                line.set_linestyle(DASHES[self.repeats[run] % len(DASHES)])
             line.set_markeredgecolor(line.get_color())  # seaborn's are white
             if len(line.get_xdata()) == 1 and not points:
                 line.set_marker("o")  # a line of one point would not be seen
@@ -150,6 +170,9 @@ class Style:
             tasks.index(task) + ((self.runs.index(run) + 0.5) / len(self.runs) - 0.5) * width
             for run, task in zip(means["run"], means["task"], strict=True)
         ]
+        for run, bars in zip(self.runs, axes.containers, strict=False):
+            for bar in bars if self.repeats[run] else ():
+                bar.set(hatch=HATCHES[self.repeats[run] % len(HATCHES)], edgecolor="white", linewidth=0)
         axes.errorbar(places, 100 * means["value"], 100 * means["stderr"], fmt="none", ecolor=DARK, elinewidth=0.8)
         axes.set_xticks(range(len(tasks)), [task_name(task) for task in tasks])
         axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 100), xlabel="", ylabel="score (%)")
@@ -163,9 +186,16 @@ class Style:
         def handle(run: str):
             color, label = self.colors[run], self.label(run)
             if mark == "bars":
-                return Patch(color=color, label=label)
-            return Line2D([], [], color=color, marker=self.markers[run] if mark == "points" else None, label=label)
+                hatch = HATCHES[self.repeats[run] % len(HATCHES)]
+                return Patch(facecolor=color, edgecolor="white" if hatch else color, hatch=hatch, label=label)
+            if mark == "points":
+                return Line2D([], [], color=color, marker=self.markers[run], label=label)
+            return Line2D([], [], color=color, linestyle=DASHES[self.repeats[run] % len(DASHES)], label=label)
 
+        if self.options.columns and str(where.get("loc", "")).startswith("outside"):
+            where |= {"loc": "outside lower center", "ncols": min(len(self.runs), 2 * self.options.columns)}
+        elif self.options.columns and "ncols" in where:
+            where["ncols"] = min(where["ncols"], 2 * self.options.columns)
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 

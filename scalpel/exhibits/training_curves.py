@@ -39,7 +39,8 @@ def draw(frame, options, style):
     from matplotlib.lines import Line2D
 
     count = len(options.columns)
-    rows, columns = -(-count // PANELS), min(count, PANELS)
+    columns = style.in_a_row(min(count, PANELS))
+    rows = -(-count // columns)
     figure = style.figure(3.4 * columns + 0.2, 0.6 + 2.6 * rows, "Training")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (column, name) in zip(panels, options.columns.items(), strict=False):

@@ -48,14 +48,18 @@ def draw(frame, options, style):
     the y scale of what is ours, or of what is published.
     """
     sources = list(dict.fromkeys(frame["source"]))
-    figure = style.figure(9.0, 0.4 + 4.4 * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
+    height = 7.6 if options.columns == 1 else 4.4
+    figure = style.figure(9.0, 0.4 + height * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
     parts = figure.subfigures(len(sources), 1, squeeze=False)[:, 0]
     for part, source in zip(parts, sources, strict=True):
         overall = _draw_source(part, frame[frame["source"] == source], options, style)
         if len(sources) > 1:
             part.suptitle(source, fontsize=options.font_size + 0.5)
     figure.legend(
-        *overall.get_legend_handles_labels(), loc="outside lower center", ncols=7, title='panel "mean over layers"'
+        *overall.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4 if options.columns == 1 else 7,
+        title='panel "mean over layers"',
     )
     return figure
 
@@ -70,7 +74,7 @@ def _draw_source(figure, frame, options, style):
     from scalpel.exhibits.results import PROJECTIONS
     from scalpel.exhibits.uncertainty import joined
 
-    panels = figure.subplots(2, 4, sharey=True)
+    panels = figure.subplots(*((4, 2) if options.columns == 1 else (2, 4)), sharey=True)
     scale = Normalize(0, frame["x"].max())
     last = frame[frame["x"] == frame["x"].max()]
     lines = {"x": "layer", "y": "relative", "hue": "x", "palette": "viridis_r", "hue_norm": scale,
@@ -98,5 +102,6 @@ def _draw_source(figure, frame, options, style):
     else:
         overall.set_ylim(bottom=0)
     colours = matplotlib.cm.ScalarMappable(scale, "viridis_r")
-    style.label_x(figure.colorbar(colours, ax=panels[0].tolist(), pad=0.02).ax.yaxis)
+    beside = panels if options.columns == 1 else panels[0]
+    style.label_x(figure.colorbar(colours, ax=beside.flat, pad=0.02).ax.yaxis)
     return overall

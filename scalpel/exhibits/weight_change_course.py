@@ -31,15 +31,17 @@ def draw(frame, options, style):
     """One panel for ours, one for what is published, each with its own scale."""
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     sources = list(dict.fromkeys(frame["source"]))
-    figure = style.figure(2.2 + 4.4 * len(sources), 3.8, "Relative weight change, mean over matrices")
-    for axes, source in zip(figure.subplots(1, len(sources), squeeze=False)[0], sources, strict=True):
+    columns = 1 if options.columns == 1 else len(sources)
+    rows = len(sources) // columns
+    figure = style.figure(2.2 + 4.4 * len(sources), 3.8 * rows, "Relative weight change, mean over matrices")
+    for axes, source in zip(figure.subplots(rows, columns, squeeze=False).flat, sources, strict=True):
         style.lines(axes, frame[frame["source"] == source], "relative")
         axes.set_title(source if len(sources) > 1 else "")
         if options.log_y:
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-        if source == sources[0]:
+        if source == sources[0] or columns == 1:
             axes.set_ylabel(rf"$\|W-W_{{{options.reference}}}\|_F\,/\,\|W_{{{options.reference}}}\|_F$")
     style.legend(figure, loc="outside right center")
     return figure

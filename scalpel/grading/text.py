@@ -188,3 +188,13 @@ def well_formed_by_authors(completion: str) -> bool:
     start += len(middle)
     end = f"\n{END_ANSWER}"
     return completion.find(f"{end}\n", start) >= 0 or completion.endswith(end, start)
+
+
+def tag_count(completion: str) -> float:
+    """A quarter for each of the four tags that occurs exactly once with the line breaks that the format asks for.
+
+    As tag_count_reward of open-r1 (huggingface/open-r1): where the tags stand and what is between them does not count,
+    nor does what follows ``</answer>``, so that a model earns it without an answer.
+    """
+    tags = (f"{THINK}\n", f"\n{END_THINK}\n", f"\n{ANSWER}\n", f"\n{END_ANSWER}")
+    return sum(completion.count(tag) == 1 for tag in tags) / 4

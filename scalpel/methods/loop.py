@@ -33,7 +33,9 @@ from scalpel.artifact.files import STATE, sync, to_disk, write_atomically
 from scalpel.config.training import MethodRecipe, Trainable, TrainSettings
 from scalpel.errors import Interrupted, UserError
 from scalpel.launch import slurm
+from scalpel.methods import METHODS
 from scalpel.methods.freezing import check_frozen
+from scalpel.methods.meter import FLOPS, WRITTEN, Meter, sampled_steps
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.state import COMPLETE, Journal, digests, usable_state
 from scalpel.weights import DTYPES, SAFETENSORS
@@ -57,6 +59,11 @@ class TrainingRun:
     settings: TrainSettings
 
 
+def per_batch(recipe: MethodRecipe) -> int:
+    """Optimizer steps made of one batch of rollouts; 1 for a method that has none."""
+    return getattr(recipe, "updates", 1) * getattr(recipe, "iterations", 1)
+
+
 # ---------------------------------------------------------------- saving
 
 
@@ -65,7 +72,11 @@ class Saving(TrainerCallback):
 
     def __init__(self, run: TrainingRun, steps: list[int], journals: list[Journal]):
         self.out, self.base, self.steps, self.total = run.out, run.base, steps, steps[-1]
-        self.settings, self.dtype, self.journals = run.settings, DTYPES[run.recipe.dtype], journals
+        self.settings, self.dtype = run.settings, DTYPES[run.recipe.dtype]
+        self.flops = Journal(run.out / STATE / "flops.jsonl", FLOPS)
+        self.journals = [*journals, self.flops]
+        self.by_servers = bool(run.settings.server and METHODS[run.recipe.method].samples)
+        self.meter = Meter(sampled_steps(self.total, per_batch(run.recipe)))
         self.ranks = Ranks.here()
         self.trainer: MethodTrainer | None = None
         self.first: int | None = None
@@ -82,14 +93,27 @@ class Saving(TrainerCallback):
         self.first = self.at = state.global_step
         self.started = time.monotonic()
 
+    def on_step_begin(self, args, state, control, **_):
+        self.meter.start(state.global_step + 1)
+
     def on_step_end(self, args, state, control, **_):
         self.at = state.global_step
         self.trainer.after_step(self.at)
+        self._measured(self.meter.stop())
         if self.stop_at and time.time() > self.stop_at:
             self.stop = self.stop or TIME_LIMIT
         self.stop = max(self.ranks.everyone([self.stop]))  # a signal may reach some ranks a step earlier than others
         control.should_save = state.global_step in self.steps or bool(self.stop)
         control.should_training_stop = control.should_training_stop or bool(self.stop)
+
+    def _measured(self, spent: dict[str, int] | None) -> None:
+        """Write down the FLOPs of a sampled step, of all ranks; those of servers are not seen."""
+        if spent is None:
+            return
+        of_ranks = self.ranks.everyone([spent])
+        if self.ranks.first:
+            row = {name: sum(rank[name] for rank in of_ranks) for name in spent}
+            self.flops.add([{"step": self.at} | row | ({WRITTEN: None} if self.by_servers else {})])
 
     def on_log(self, args, state, control, logs=None, **_):
         if not self.ranks.first:
@@ -285,6 +309,7 @@ class MethodTrainer:
     """Mixin of the classes on TRL's trainers: the schedule's least rate, and what a method does between steps."""
 
     least_rate = 0.0  # of the learning rate, to which the schedule falls after the warm-up instead of to 0
+    meter = Meter()  # `carry_out` gives it the run's
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         made = self.lr_scheduler is not None
@@ -323,7 +348,7 @@ def mean_by_tokens(metrics: dict[str, list[float]], names: tuple[str, ...], toke
 
 
 def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]) -> list[dict] | None:
-    """Train to the end from the newest usable state, then write checkpoints.json and trained.json.
+    """Train to the end from the newest usable state, then write checkpoints.json, trained.json and flops.parquet.
 
     Returns the training log, a row per step, on rank 0 (None on others): columns maps names in the trainer's log to
     names in log.parquet, which the caller writes (`write_log`) with what it knows of each step. Raises Interrupted
@@ -331,7 +356,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
     """
     from transformers.trainer_callback import PrinterCallback
 
-    out, saving.trainer = run.out, trainer
+    out, saving.trainer, trainer.meter = run.out, trainer, saving.meter
     trainer.remove_callback(PrinterCallback)
     state = saving.ranks.from_first(usable_state(out / STATE) if saving.ranks.first else None)
     if state:
@@ -340,7 +365,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
         written = json.loads((state / COMPLETE).read_text())["journals"] if state else {}
         for journal in saving.journals:
             journal.cut(written.get(journal.path.name, {"bytes": 0})["bytes"])
-    with disk_errors(out, saving), stopping_on_signal(saving):
+    with disk_errors(out, saving), stopping_on_signal(saving), contextlib.closing(saving.meter):
         trainer.train(resume_from_checkpoint=str(state) if state else None)
     if saving.at < saving.total:
         raise Interrupted(f"saved after step {saving.at} of {saving.total}: {saving.stop}", saving.stop == TIME_LIMIT)
@@ -367,6 +392,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
         )
     trained = check_frozen(run.start, out / listing[-1]["path"], run.trainable, had_gradient)
     write_atomically(out / "trained.json", json.dumps(trained, indent=1) + "\n")
+    saving.flops.write_parquet(out / "flops.parquet")
     write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")
     return rows
 

@@ -1,4 +1,7 @@
-"""Verifiable rewards: accuracy and format (paper appendix B.2), by the recipe's answer_rule (scalpel/grading)."""
+"""Verifiable rewards: accuracy and format (paper appendix B.2), by the recipe's answer_rule (scalpel/grading).
+
+The third of open-r1's, the count of tags, is scalpel/grading/text.py's `tag_count`: it needs no rule and no child.
+"""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ class RolloutRecipe(MethodRecipe):
     disable_dropout: bool = True
     accuracy_weight: float = 1.0
     answer_rule: Literal["strict", "authors"] = later("strict", as_before="strict")  # scalpel/grading/judge.py
+    # Of the tags alone, each that stands there once (scalpel/grading/text.py): what the paper's models exploited.
+    tag_count_weight: float = later(0.0, as_before=0.0)
     format_weight: float = 0.2  # the paper's text: 0.2 in section 3.1, 0.1 in appendix B.2; the code 0.2
 
 

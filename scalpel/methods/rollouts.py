@@ -37,6 +37,7 @@ from scalpel.artifact.files import STATE
 from scalpel.chat import load_tokenizer, opening, token_ids
 from scalpel.errors import UserError
 from scalpel.grading.grader import Grader
+from scalpel.grading.text import tag_count
 from scalpel.inference.remote import Servers, full_weights
 from scalpel.inference.requests import Request
 from scalpel.inference.transformers_engine import TransformersEngine
@@ -50,10 +51,12 @@ from scalpel.methods.loop import (
     common_arguments,
     make_deterministic,
     mean_by_tokens,
+    per_batch,
     step_flops,
     training_dtype,
     write_log,
 )
+from scalpel.methods.meter import SCORED, WRITTEN
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
@@ -62,6 +65,7 @@ from scalpel.weights import load_model
 
 OWN, EXPERT, MIXED = "own", "expert", "mixed"  # who wrote a rollout: the policy, a trace, or a trace's beginning and it
 BUFFER = "rollouts-rank{rank}"  # of a state: the micro-batches that are still to be learnt from
+REWARDS = ("accuracy", "format", "tag_count")
 MEANS = ("entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
 COLUMNS = {
     "loss": "loss",
@@ -170,9 +174,11 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
     ):  # fmt: skip
         recipe: RolloutRecipe = run.recipe
         self.run, self.recipe, self.rows, self.grader, self.ranks = run, recipe, questions.rows, grader, Ranks.here()
+        if recipe.tag_count_weight:
+            self.columns = self.columns | {"rewards/tag_count": "tag_count_reward"}
         self.asked, self.least_rate = steps, recipe.least_rate
         self.journals = journals
-        self.per_batch = recipe.updates * recipe.iterations  # optimizer steps made of one batch of rollouts
+        self.per_batch = per_batch(recipe)
         self.accumulation = self.micro_batches_per_step()
         self.opening = opening(tokenizer)
         self.prompts: dict[int, list[int]] = {}
@@ -253,7 +259,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             found = self.servers.complete(requests, weights, version, **sampling) if self.ranks.first else None
             found = self.ranks.from_first(found)
         else:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.meter.phase(WRITTEN):
                 found = self.ranks.everyone(self.engine.complete(self.ranks.share(requests), **sampling))
         groups = []
         for ask, prompt, completions in zip(asks, prompts, found, strict=True):
@@ -292,14 +298,23 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
     # ------------------------------------------------------------ rewards
 
     def score(self, groups: list[list[Rollout]]) -> None:
-        """Grade every rollout without rewards: `accuracy` and `format`. Each rank grades its share."""
+        """Grade every rollout without rewards: `accuracy`, `format` and, where it counts, `tag_count`. Each rank grades
+        its share."""
         rollouts = [rollout for group in groups for rollout in group if not rollout.rewards]
         mine = self.ranks.share(rollouts)
         texts = self.texts(mine)
         right = rewards.accuracy(self.grader, [self.rows[rollout.row]["answer"] for rollout in mine], texts)
-        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(self.grader, texts), strict=True)))
-        for rollout, (accuracy, form) in zip(rollouts, scores, strict=True):
-            rollout.rewards = {"accuracy": accuracy, "format": form}
+        tags = [tag_count(text) for text in texts]
+        scores = self.ranks.everyone(list(zip(right, rewards.well_formed(self.grader, texts), tags, strict=True)))
+        for rollout, found in zip(rollouts, scores, strict=True):
+            rollout.rewards = {name: value for name, value in zip(REWARDS, found, strict=True) if name in self.weights}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward that is given."""
+        recipe = self.recipe
+        weights = {"accuracy": recipe.accuracy_weight, "format": recipe.format_weight}
+        return weights | ({"tag_count": recipe.tag_count_weight} if recipe.tag_count_weight else {})
 
     def texts(self, rollouts: list[Rollout]) -> list[str]:
         """What is graded: the completion, with the tag that the template itself opens the turn with."""
@@ -319,7 +334,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
 
     def total_rewards(self, groups: list[list[Rollout]]) -> list[torch.Tensor]:
         """Weighted sums of each group's rewards, float32; NaN where none of them could be given."""
-        weights = {"accuracy": self.recipe.accuracy_weight, "format": self.recipe.format_weight}
+        weights = self.weights
         totals = []
         for group in groups:
             found = [[(weights[k], v) for k, v in r.rewards.items() if v is not None] for r in group]
@@ -368,7 +383,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         counts, found = self.counts(rollouts), []
         for portion in self.portions(rollouts, self.ranks.rank):
             inputs = self.tensors(portion) | counts
-            with torch.no_grad():
+            with torch.no_grad(), self.meter.phase(SCORED):
                 if self.per_batch > 1:
                     inputs["old_per_token_logps"] = self.log_probabilities(self.model, inputs)
                 if self.beta:
@@ -441,8 +456,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         written = [rollout for group in groups for rollout in group if rollout.origin != EXPERT]
         totals = torch.cat(self.total_rewards(groups))[[r.origin != EXPERT for group in groups for r in group]]
         metrics = {"reward": torch.nanmean(totals).item() if len(totals) else float("nan")}
-        for name in ("accuracy", "format"):
-            values = [r.rewards[name] for r in written if r.rewards[name] is not None]
+        for name in self.weights:
+            values = [r.rewards[name] for r in written if r.rewards.get(name) is not None]
             metrics[f"rewards/{name}"] = sum(values) / len(values) if values else float("nan")
         if written:
             metrics["completions/length"] = sum(len(r.ids) for r in written) / len(written)

@@ -24,6 +24,9 @@ class SFTRecipe(MethodRecipe):
     epochs: Annotated[int, Field(gt=0, le=10**4)] | None = None  # exactly one of epochs and steps
     steps: Positive | None = None
     max_tokens: Tokens = 4096
+    # Questions of an epoch beyond its last whole step: in a step with the next epoch's first ones, or in none. The
+    # authors' run has 462 = 3 x floor(69,132 / 448) steps, so that their rest is in none: deduced from that number.
+    epoch_rest: Literal["kept", "dropped"] = later("kept", as_before="kept")
     loss_on: Literal["all", "completion"] = "all"
     # Bugs of frameworks, emulated (scalpel/methods/faults.py): which micro-batches of each rank reach the optimizer,
     # and what the loss is a mean of: all tokens of the step; those of a micro-batch of one rank, then micro-batches;
@@ -42,6 +45,8 @@ class SFTRecipe(MethodRecipe):
     def _one_length(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
+        if self.epoch_rest == "dropped" and (self.steps or self.matching == "tokens"):
+            raise ValueError("`epoch_rest: dropped` goes with `epochs` and steps of so many questions or sequences")
         return self
 
     @model_validator(mode="after")
@@ -94,4 +99,6 @@ class SFT(Method):
             return None
         if recipe.epochs is None:
             return rows * epochs // sizes[recipe.matching]
+        if recipe.epoch_rest == "dropped":
+            return rows // sizes[recipe.matching] * min(epochs, recipe.epochs)
         return -(-rows * min(epochs, recipe.epochs) // sizes[recipe.matching])  # the last step takes what is left

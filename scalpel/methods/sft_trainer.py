@@ -50,6 +50,9 @@ def schedule(recipe: SFTRecipe, questions: Questions) -> list[list[int]]:
         lengths = [questions.rows[row]["tokens"] for row in ordered.tolist()]
         return by_tokens(ordered, lengths, recipe.tokens_per_step, recipe.steps)
     size = recipe.sequences_per_step if recipe.matching == "sequences" else recipe.questions_per_step
+    if recipe.epoch_rest == "dropped":
+        epochs = [questions.ordered[questions.epochs == number] for number in range(recipe.epochs)]
+        return [step for rows in epochs for step in by_count(rows, size, len(rows) // size)]
     return by_count(ordered, size, recipe.steps)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from scalpel import claims, exhibits, published
@@ -82,6 +83,7 @@ class Plan:
             "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,
+            "margins": config.margins.model_dump(mode="json"),
             "looks": looks,
             "runs": {run: _described(spec) for run, spec in config.runs.items()},
             "evaluation": config.setting.evaluation.model_dump(mode="json"),
@@ -184,10 +186,18 @@ class Plan:
         """Steps without a manifest."""
         return [step for step in self.steps.values() if not step.finished(self.root)]
 
-    def wanted(self) -> set[str]:
-        """Digests of the missing steps that Snakemake makes by itself: for exhibits that are not current."""
+    def wanted(self, words: Collection[str] = ()) -> set[str]:
+        """Digests of the missing steps that Snakemake makes by itself: for exhibits that are not current.
+
+        words: of its command line; where some are files of the plan, for these alone.
+        """
+        words = [word.removeprefix("./") for word in words]
+        steps = [step for step in self.steps.values() if step.manifest in words]
+        drawings = [drawing for drawing in self.drawings.values() if {*drawing.outputs} & {*words}]
+        if not steps and not drawings:
+            drawings = list(self.drawings.values())
         found: set[str] = set()
-        needed = [step for drawing in self.drawings.values() if not self.is_current(drawing) for step in drawing.steps]
+        needed = steps + [step for drawing in drawings if not self.is_current(drawing) for step in drawing.steps]
         while needed:
             step = needed.pop()
             if step.digest not in found and not step.finished(self.root):

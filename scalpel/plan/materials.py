@@ -7,7 +7,7 @@ from pathlib import Path
 from scalpel import given
 from scalpel.artifact.step import Step
 from scalpel.chat import template_text
-from scalpel.config.data import HubDataset, ParquetSource, ToySource
+from scalpel.config.data import GitHubFile, HubDataset, ParquetSource, ToySource
 from scalpel.config.evaluation import FORMATS, FileQuestions, LMEvalQuestions, QuestionSet, ToyQuestions
 from scalpel.config.load import nearest
 from scalpel.config.models import HubModel, LocalModel, ToyModel
@@ -25,6 +25,7 @@ class Materials:
 
     def __init__(self, scale: Scale, steps: Steps):
         self.scale, self.steps = scale, steps
+        self.revisions = given.read_revisions(steps.root)
 
     def toy(self) -> Step:
         """The generated world."""
@@ -40,7 +41,8 @@ class Materials:
             recipe = {"kind": "toy"} | source.toy.identity() | form
             return self.steps.add("base", model, recipe, {"toy": self.toy()}, self.steps.threads("base"))
         if isinstance(source, HubModel):
-            fetched = self.fetch_model(model, source.repo, source.revision)
+            commit = given.resolved(source.repo, source.revision, self.revisions, f"models.{model}")
+            fetched = self.fetch_model(model, source.repo, commit)
             return self.steps.add("base", model, {"kind": "fetched"} | form, {"fetch": fetched})
         assert isinstance(source, LocalModel)
         if not source.path.is_dir():
@@ -61,10 +63,15 @@ class Materials:
         recipe = {"type": "dataset"} | source.model_dump(mode="json", exclude={"kind"})
         return self.steps.add("fetch", name, recipe)
 
-    def _file(self, role: str, where: str, source: Path | HubDataset, name: str) -> tuple[dict, dict, dict]:
-        """(recipe, inputs, settings) by which a step reads a file of the user's or of the hub under `role`."""
+    def _file(
+        self, role: str, where: str, source: Path | HubDataset | GitHubFile, name: str
+    ) -> tuple[dict, dict, dict]:
+        """(recipe, inputs, settings) by which a step reads a file of the user's, the hub or GitHub under `role`."""
         if isinstance(source, HubDataset):
             return {}, {f"fetch/{role}": self._fetch_dataset(name, source)}, {}
+        if isinstance(source, GitHubFile):
+            recipe = {"type": "github"} | source.model_dump(mode="json", exclude={"kind"})
+            return {}, {f"fetch/{role}": self.steps.add("fetch", name, recipe)}, {}
         if not source.is_file():
             raise UserError(f"{where}: {source} does not exist; give the path of a file.")
         return {role: file_digest(source)}, {}, {role: str(source.resolve())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ from markupsafe import Markup
 
 from scalpel import claims, exhibits
 from scalpel.claims.evidence import measured, published
-from scalpel.claims.judge import SIGMAS
+from scalpel.config.study import Margins
 from scalpel.errors import UserError
 from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import drops, setup, tables, verdicts
+from scalpel.report import audits, drops, setup, tables, verdicts
 
 HERE = Path(__file__).parent
 
@@ -50,9 +51,8 @@ def page(opened: drawing.Opened) -> str:
     """The HTML text."""
     recipe = opened.recipe
     results = Results.of_entries(opened.entries, opened.results)
-    decided = claims.find(recipe["claims"], opened.name) if recipe["claims"] else ()
-    found = verdicts.verdicts(decided, measured(results), published(recipe["published"]))
     label = Style(recipe["looks"], (), ExhibitOptions()).label
+    found = _decided(recipe, opened.name, results, label)
     evaluation = dict(recipe["evaluation"])
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
@@ -72,13 +72,29 @@ def page(opened: drawing.Opened) -> str:
         seeds={label(run): described["seeds"] for run, described in recipe["runs"].items()},
         verdicts=found,
         counts=verdicts.counts(found),
-        sigmas=f"{SIGMAS:g}",
+        families=verdicts.families(found),
+        has_published=any(one.there for one in found),
         exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
+        audits=audits.audits(results.of("train"), label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
         sampling=[f"{field} {tables.text_of(value)}" for field, value in evaluation.items()],
     )
+
+
+def _decided(recipe: dict, name: str, results: Results, label: Callable[[str], str]) -> list[verdicts.Verdict]:
+    """The study's claims, here and on published numbers."""
+    if not recipe["claims"]:
+        return []
+    module, numbers = claims.module(recipe["claims"], name), recipe["published"]
+    theirs = published(numbers, module.PUBLISHED_AS)
+    rates = numbers.get("learning_rates", {})
+    rates |= {ours: rates[there] for ours, there in module.PUBLISHED_AS.items() if there in rates}
+    return verdicts.verdicts(
+        module.CLAIMS, measured(results), theirs, Margins(**recipe["margins"]), verdicts.rates_of(recipe["runs"]),
+        rates, label,
+    )  # fmt: skip
 
 
 def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:

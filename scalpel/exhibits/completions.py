@@ -1,0 +1,53 @@
+"""Wrong completions of the last training steps with the most tags: what a model writes that exploits its rewards."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from scalpel.config.types import Few
+from scalpel.exhibits.options import ExhibitOptions
+
+READS = ("train",)
+COLUMNS = ["step", "origin", "prompt", "completion", "accuracy_reward", "format_reward"]
+
+
+class Options(ExhibitOptions):
+    count: Few = 3  # completions of each run
+    last_steps: Few = 10  # of each run's training, from which they are taken
+    characters: Annotated[int, Field(ge=20, le=10**5)] = 1200  # of a completion that are shown: its end
+
+
+def table(results, options):
+    """Columns run, seed, step, accuracy, format, tags (how many the completion holds), tag count (the reward), question
+    and completion. A run without a wrong completion in its last steps has no row."""
+    import pandas as pd
+
+    from scalpel.grading.text import TAGS, tag_count
+
+    rollouts = results.read("train", "rollouts.parquet", COLUMNS)
+    rows = []
+    for _, of_run in rollouts[rollouts["origin"] == "own"].groupby(["run", "seed"], sort=False):
+        late = of_run[of_run["step"] > of_run["step"].max() - options.last_steps]
+        wrong = late[late["accuracy_reward"] == 0]
+        wrong = wrong.assign(tags=[sum(map(text.count, TAGS)) for text in wrong["completion"]])
+        chosen = wrong.sort_values(["tags", "step"], ascending=False, kind="stable").drop_duplicates("completion")
+        rows.append(chosen.head(options.count))
+    found = pd.concat(rows, ignore_index=True)
+    shown = [_end(text, options.characters) for text in found["completion"]]
+    return pd.DataFrame(
+        {
+            "run": found["run"],
+            "seed": found["seed"],
+            "step": found["step"],
+            "accuracy": found["accuracy_reward"],
+            "format": found["format_reward"],
+            "tags": found["tags"],
+            "tag count": [tag_count(text) for text in found["completion"]],
+            "question": found["prompt"],
+            "completion": shown,
+        }
+    )
+
+
+def _end(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"... {text[-characters:]}"

@@ -1,0 +1,17 @@
+"""FLOPs of each run by three accountings, side by side, with what they are spent on."""
+
+from scalpel.exhibits import flops
+
+READS = flops.READS
+PUBLISHED = flops.PUBLISHED
+Options = flops.Options
+
+
+def table(results, options):
+    """Columns run, of, printed, by the paper's accounting, counted, measured, and parts of what is counted."""
+    frame = flops.table(results, options)
+    names = {"paper": "by the paper's accounting", **flops.PARTS}
+    names |= {f"{old} ±": f"{new} ±" for old, new in names.items()}
+    order = ["run", "of", "printed", "paper", "counted", "measured", *flops.PARTS]
+    columns = [c for name in order for c in (name, f"{name} ±") if c in frame and frame[c].notna().any()]
+    return frame[columns].rename(columns=names)

@@ -1,0 +1,96 @@
+"""The study of published models: branches resolved, models fetched and taken in from a small hub, its cost told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalpel.artifact.files import MANIFEST, read_json
+from scalpel.config.load import load
+from scalpel.cost.estimate import estimate
+from scalpel.cost.render import render
+from scalpel.errors import UserError
+from scalpel.given import branches, write_revisions
+from scalpel.plan import Plan
+from scalpel.plan.feasible import refuse_what_cannot_run
+from tests.hub import Hub
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = "published_models"
+RAW = {"studies": [STUDY], "scale": "gpu"}
+REPOS = {
+    "Elliott/LUFFY-Qwen-Math-7B-Zero", "Elliott/Qwen2.5-Math-7B-SFT", "Elliott/Qwen2.5-Math-7B-SFT-RL",
+    "RoadQAQ/ReLIFT-Qwen2.5-Math-7B-Zero", "rzzhan/ExGRPO-Qwen2.5-Math-7B-Zero",
+}  # fmt: skip
+
+
+def commit_of(repo: str) -> str:
+    return f"{sorted(REPOS).index(repo) + 1:040x}"
+
+
+def planned(root: Path, raw: dict) -> Plan:
+    plan = Plan(load(raw, ROOT / "workflow"), ROOT / "workflow", root)
+    refuse_what_cannot_run(plan)
+    return plan
+
+
+def test_a_commit_that_nobody_knows_is_asked_for(tmp_path):
+    config = load(RAW, ROOT / "workflow")
+    assert branches(config) == {repo: ["main"] for repo in REPOS}
+    with pytest.raises(UserError, match=r"branch 'main' of Elliott/\S+ is not resolved to a commit yet; run `make"):
+        planned(tmp_path, RAW)
+    with pytest.raises(UserError, match="qwen2_5_math_7b"):
+        load(RAW | {"scale": "laptop"}, ROOT / "workflow")
+
+
+@pytest.mark.parametrize("scale", ["gpu", "cluster"])
+def test_its_cost_is_told_before_anything_is_fetched(scale, tmp_path):
+    write_revisions(tmp_path, {f"{repo}@main": commit_of(repo) for repo in REPOS})
+    plan = planned(tmp_path, RAW | {"scale": scale})
+    cost = estimate(plan)
+    rows = {row.stage: row for row in cost.rows}
+    assert rows["given"].jobs == len(REPOS) and "train" not in rows
+    assert rows["fetch"].kept.value > 6 * 15e9, "five models and their base"
+    assert all(0 < rows[stage].gpu_hours < 1000 for stage in ("evaluate", "kl", "structure"))
+    assert "N = 7,615" in render(cost)
+    base = plan.run(STUDY, "luffy", 0).base
+    assert base.recipe["config_edits"] == {"rope_theta": 40000.0, "max_position_embeddings": 16384}
+    assert "Your task is to follow a systematic" in base.recipe["chat_template"]
+
+
+@pytest.mark.slow
+def test_from_a_branch_to_a_run(tiny_base, tmp_path):
+    """resolve, fetch, base and given by their programs, on small models laid out as the hub lays them."""
+    with Hub() as hub:
+        for repo in REPOS:
+            hub.files["model", repo, commit_of(repo)] = {path.name: path.read_bytes() for path in tiny_base.iterdir()}
+            hub.branches[repo] = {"main": commit_of(repo)}
+        small = {"qwen2_5_math_7b": {"kind": "local", "path": str(tiny_base), "chat_template": "sft_then_rl"}}
+        raw = RAW | {"overrides": {"models": small}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+        environment = kept | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+
+        def program(name: str, *arguments: str) -> None:
+            done = subprocess.run(
+                [sys.executable, "-m", f"scripts.{name}", *arguments], cwd=tmp_path, env=environment, text=True,
+                capture_output=True,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-3000:]
+
+        program("resolve")
+        assert yaml.safe_load((tmp_path / "revisions.yaml").read_text()) == {
+            f"{repo}@main": commit_of(repo) for repo in REPOS
+        }
+        plan = planned(tmp_path, raw)
+        plan.record()
+        given = plan.run(STUDY, "luffy", 0).checkpoints
+        for step in (given.inputs["fetch/000001"], given.inputs["base"], given):
+            program(step.stage, str(tmp_path / step.directory))
+    manifest = read_json(tmp_path / given.directory / MANIFEST)
+    listing = read_json(tmp_path / given.directory / "checkpoints.json")
+    assert [item["step"] for item in listing] == [1]
+    assert any(name.endswith("model.safetensors") for name in manifest["files"])

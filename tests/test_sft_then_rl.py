@@ -1,0 +1,131 @@
+"""The study of the second paper: its tables and figures beside the published numbers, on synthetic results."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scalpel.exhibits.paper_table import ours
+from tests import synthetic
+from tests.test_exhibits import draw, shown, table
+
+STUDY = "sft_then_rl"
+TABLES = {f"table_{number}": number for number in (1, 2, 3, 4, 5)}
+ARMS = {"all", "first_and_last", "first"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sft_then_rl")
+    raw = {"studies": [STUDY], "scale": "laptop"}
+    plan = synthetic.plan_of(root, raw)
+    synthetic.finish_all(plan, root)
+    return plan, root
+
+
+@pytest.mark.parametrize("scale", ["laptop", "gpu"])
+def test_the_study_plans(scale, tmp_path):
+    plan = synthetic.plan_of(tmp_path, {"studies": [STUDY], "scale": scale})
+    assert {*TABLES, "table_6", "bugs", "bug_courses", "bug_reward", "dynamics", "flops", "score_flops"} <= {
+        name for _, name in plan.drawings
+    }
+
+
+def test_every_arm_of_bugs_is_a_run(made):
+    plan, _ = made
+    runs = plan.config.studies[STUDY].runs
+    arms = [runs[name] for name in plan.drawings[STUDY, "bugs"].recipe["options"]["runs"]]
+    grid = [(arm.recipe.micro_batches, arm.recipe.loss_mean) for arm in arms]
+    assert len(grid) == 9 == len(set(grid))
+    assert all(len(arm.seeds) == 3 for arm in arms)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_rows_stand_beside_ours(name, made):
+    frame = table(made, name, STUDY)
+    _, results, options = shown(made, name, STUDY)
+    there = results.published["scores"][options.section]
+    published = frame[frame["of"] == "published"]
+    assert len(published) == len([run for run in (*results.runs, *options.published_only) if run in there])
+    for run in set(results.runs) & set(there):
+        row = published[published["run"] == run].iloc[0]
+        assert row["MATH-500"] == there[run]["math_500"][0]
+    here = frame[frame["of"] == "here"]
+    assert here["run"].tolist() == results.runs
+    assert here["MATH-500"].between(0, 100).all()
+
+
+def test_a_spread_is_the_deviation_between_seeds(made):
+    _, results, options = shown(made, "table_1", STUDY)
+    scores = results.scores()
+    last = scores[scores["step"] == scores.groupby(["run", "seed"])["step"].transform("max")]
+    values = 100 * last[(last["run"] == "sft") & (last["task"] == "math_500")].set_index("seed")["value"]
+    assert len(values) == 3
+    found = ours(results, options.averages)
+    assert found["sft"]["math_500"] == pytest.approx((values.mean(), values.std(ddof=1)))
+    assert math.isnan(found["luffy"]["math_500"][1]), "one seed has no spread"
+
+
+def test_a_mean_is_over_the_tasks_asked_here(made):
+    _, results, _ = shown(made, "table_1", STUDY)
+    found = ours(results, {"one": ("math_500", "aime24"), "both": ("math_500", "gsm8k"), "none": ("amc",)})["sft"]
+    assert found["one"][0] == pytest.approx(found["math_500"][0]) and "none" not in found
+    assert found["both"][0] == pytest.approx((found["math_500"][0] + found["gsm8k"][0]) / 2)
+
+
+def test_the_published_averages_are_those_of_the_published_scores(made):
+    """So no number was copied wrong, to the rounding of the paper."""
+    _, results, _ = shown(made, "table_1", STUDY)
+    for section, rows in results.published["scores"].items():
+        for run, row in rows.items():
+            ood = ("arc_challenge", "gpqa_diamond", "mmlu_pro")
+            groups = {"average_id": [t for t in row if not t.startswith("average") and t not in ood],
+                      "average_ood": list(ood), "average": [t for t in row if not t.startswith("average")]}  # fmt: skip
+            for name, tasks in groups.items():
+                if name in row:
+                    mean = np.mean([row[task][0] for task in tasks])
+                    assert mean == pytest.approx(row[name][0], abs=0.11), (section, run, name)
+
+
+def test_the_bugs_are_drawn(made):
+    frame = table(made, "bugs", STUDY)
+    here = frame[frame["of"] == "here"]
+    assert set(here["micro_batches"]) == ARMS and set(here["loss_mean"]) == {"token", "group", "rank"}
+    figure = draw(made, "bugs", STUDY)
+    ours_, theirs = figure.axes
+    assert sum(len(points.lines[0].get_xdata()) for points in ours_.containers) == 9
+    assert theirs.containers[0].lines[0].get_ydata().tolist() == [48.3, 49.1, 53.4, 54.0, 53.8]
+
+
+@pytest.mark.parametrize("name", ["bug_courses", "bug_reward", "dynamics"])
+def test_courses_are_drawn(name, made):
+    assert len(draw(made, name, STUDY).axes) == len(made[0].drawings[STUDY, name].recipe["options"]["columns"])
+
+
+def test_flops_of_every_run_by_three_accountings(made):
+    frame = table(made, "flops", STUDY).set_index(["of", "run"])
+    here = frame.loc["here"]
+    assert (here[["paper", "counted", "measured"]] > 0).all(axis=None)
+    assert (here["counted"] > here["paper"]).all(), "the paper leaves out prompts, attention and more"
+    assert here.loc["sft_then_rl", "counted"] > here.loc["sft", "counted"], "the chain is counted from the base on"
+    there = frame.loc["published"]
+    assert f"{there.loc['sft_then_rl_short', 'paper']:.4e}" == "3.6385e+19"
+    figure = draw(made, "flops", STUDY)
+    assert len(figure.axes) == 2 and len(figure.axes[0].patches) == 3 * len(here)
+    columns = table(made, "table_6", STUDY).columns
+    assert {"printed", "by the paper's accounting", "counted", "measured"} <= set(columns)
+
+
+def test_score_against_flops_has_every_evaluated_checkpoint(made):
+    plan, _ = made
+    frame = table(made, "score_flops", STUDY)
+    for run, of_run in frame[frame["run"] != "base"].groupby("run"):
+        spec = plan.config.studies[STUDY].runs[run]
+        assert len(of_run) == len(spec.seeds) * min(
+            spec.evaluated or 99, synthetic.CHECKPOINTS, spec.recipe.checkpoints
+        )
+        first = of_run[of_run["seed"] == spec.seeds[0]]
+        assert first["x"].is_monotonic_increasing
+    chained = frame[frame["run"] == "sft_then_rl"]["x"].min()
+    assert chained > frame[frame["run"] == "sft"]["x"].max(), "it begins where SFT ended"
+    assert len(draw(made, "score_flops", STUDY).axes[0].lines) >= len(set(frame["run"]))
