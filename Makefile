@@ -73,7 +73,7 @@ test: setup check
 	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m campaign --durations=0 --durations-min=5
+	$(BIN)/python -m pytest -q -m campaign -n $(CORES) --dist worksteal --durations=0 --durations-min=5
 
 test-slurm: setup
 	$(BIN)/python -m pytest -q -m slurm tests/slurm --durations=0 --durations-min=5
