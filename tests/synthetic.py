@@ -37,6 +37,7 @@ DROPS = (
     "kept,1500,trained on\nread,3000,all rows\n"
 )
 CHECKPOINTS = 8  # of each run
+COUNTS = {"sft_own_all": 10}  # but for runs of which the study says how many
 CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
           "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
 PROBES = [
@@ -103,7 +104,8 @@ def finish_all(plan: Plan, root: Path, edit: Callable[[str, str, pd.DataFrame], 
 
 
 def checkpoint_steps(run: str) -> list[int]:
-    return [round(STEPS.get(run, 40) * i / CHECKPOINTS) for i in range(1, CHECKPOINTS + 1)]
+    count = COUNTS.get(run, CHECKPOINTS)
+    return [round(STEPS.get(run, 40) * i / count) for i in range(1, count + 1)]
 
 
 def checkpoints_json(steps: list[int]) -> str:
