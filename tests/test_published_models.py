@@ -1,5 +1,6 @@
 """The study of published models: branches resolved, models fetched and taken in from a small hub, its cost told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,6 @@ def test_from_a_branch_to_a_run(tiny_base, tmp_path):
         for step in (given.inputs["fetch/000001"], given.inputs["base"], given):
             program(step.stage, str(tmp_path / step.directory))
     manifest = read_json(tmp_path / given.directory / MANIFEST)
-    listing = read_json(tmp_path / given.directory / "checkpoints.json")
+    listing = json.loads((tmp_path / given.directory / "checkpoints.json").read_text())
     assert [item["step"] for item in listing] == [1]
     assert any(name.endswith("model.safetensors") for name in manifest["files"])

@@ -5,6 +5,7 @@ Which audit a run waited for stands in the run's own recipe.json: the stack that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ def _audit(step: Path, runs: list[str]) -> Audit:
     if not (step / MANIFEST).is_file():
         return Audit(step.name, runs)
     seal = read_json(step / RECIPE)["recipe"]["fingerprint"]
-    probes = read_json(checked(step / "audit.json"))
+    probes = json.loads(checked(step / "audit.json").read_text())
     rows = [
         [
             probe["name"],
