@@ -26,7 +26,7 @@ class Stage(NamedTuple):
 
 STAGES: dict[str, Stage] = {
     "fetch": Stage(1, local=True, resumable=True),  # a model or dataset of the hub; compute nodes may have no network
-    "toy": Stage(1),  # the generated world
+    "toy": Stage(2),  # the generated world
     "base": Stage(1, resumable=True),  # a base model with its tokenizer and chat template
     "questions": Stage(1),  # one question set, checked and laid out for its harness
     "data": Stage(2),  # the rows that are trained on, and why each other row is not

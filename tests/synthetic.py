@@ -22,28 +22,29 @@ from scalpel.plan import Plan
 
 WORKFLOW = Path(__file__).resolve().parents[1] / "workflow"
 STUDY = "scalpel_vs_hammer"
-STEPS = {"grpo": 100, "sft_1ep": 35, "sft_3ep": 105, "sft_matched": 100, "sft_frozen_mlp": 105, "sft_qk_only": 105}
+STEPS = {"grpo": 100, "sft_1ep": 35, "sft_3ep": 105, "sft_matched": 100, "sft_grpo_rate_1ep": 35, "sft_own_all": 30}
 SCORES = {  # final scores: maths up, knowledge down, and how far for each run
     "base": {"math_500": 0.42, "gsm8k": 0.40, "mmlu": 0.88, "mmlu_pro": 0.70, "ifeval": 0.60},
     "grpo": {"math_500": 0.88, "gsm8k": 0.86, "mmlu": 0.86, "mmlu_pro": 0.68, "ifeval": 0.58},
     "sft_1ep": {"math_500": 0.45, "gsm8k": 0.43, "mmlu": 0.60, "mmlu_pro": 0.45, "ifeval": 0.40},
     "sft_3ep": {"math_500": 0.70, "gsm8k": 0.66, "mmlu": 0.45, "mmlu_pro": 0.30, "ifeval": 0.30},
     "sft_matched": {"math_500": 0.50, "gsm8k": 0.47, "mmlu": 0.55, "mmlu_pro": 0.40, "ifeval": 0.35},
-    "sft_frozen_mlp": {"math_500": 0.66, "gsm8k": 0.64, "mmlu": 0.50, "mmlu_pro": 0.35, "ifeval": 0.30},
-    "sft_qk_only": {"math_500": 0.40, "gsm8k": 0.41, "mmlu": 0.80, "mmlu_pro": 0.60, "ifeval": 0.50},
+    "sft_grpo_rate_1ep": {"math_500": 0.40, "gsm8k": 0.41, "mmlu": 0.80, "mmlu_pro": 0.60, "ifeval": 0.50},
+    "sft_own_all": {"math_500": 0.66, "gsm8k": 0.64, "mmlu": 0.70, "mmlu_pro": 0.55, "ifeval": 0.40},
 }
 DROPS = (
     "reason,rows,meaning\nother_source,900,not the wanted source\ntoo_long,600,too many <tokens>\n"
     "kept,1500,trained on\nread,3000,all rows\n"
 )
 CHECKPOINTS = 8  # of each run
+COUNTS = {"sft_own_all": 10}  # but for runs of which the study says how many
 CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
           "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
 PROBES = [
     {"name": "accumulation", "passed": True, "found": "lost: none", "expected": "all 4 of 1", "tolerance": "none"},
     {"name": "log-probabilities of transformers", "passed": True, "found": "as an audit without the other fields"},
 ]
-KEPT = pd.DataFrame({"row": range(50), "tokens": 90, "prompt_tokens": 30})
+KEPT = pd.DataFrame({"row": range(1500), "tokens": 90, "prompt_tokens": 30})
 Content = dict[str, pd.DataFrame | str]  # file name -> what it holds
 
 
@@ -103,7 +104,8 @@ def finish_all(plan: Plan, root: Path, edit: Callable[[str, str, pd.DataFrame], 
 
 
 def checkpoint_steps(run: str) -> list[int]:
-    return [round(STEPS.get(run, 40) * i / CHECKPOINTS) for i in range(1, CHECKPOINTS + 1)]
+    count = COUNTS.get(run, CHECKPOINTS)
+    return [round(STEPS.get(run, 40) * i / count) for i in range(1, count + 1)]
 
 
 def checkpoints_json(steps: list[int]) -> str:

@@ -199,7 +199,7 @@ def test_a_study_may_extend_another(tmp_path):
     study, parent = config.studies["mine"], load({}, WORKFLOW).studies["scalpel_vs_hammer"]
     assert [*study.runs] == [*parent.runs, "more"] and study.runs["grpo"].seeds == (1, 2)
     assert study.runs["grpo"].recipe == parent.runs["grpo"].recipe  # the scale's words for the parent hold, too
-    assert study.runs["sft_frozen_mlp"].recipe.trainable.freeze_mlp_layers
+    assert study.runs["sft_matched"].recipe.steps == parent.runs["sft_matched"].recipe.steps
     assert study.exhibits.keys() == parent.exhibits.keys() and study.claims == parent.claims
     assert study.title == "mine" and study.looks["more"].label == "More"
 

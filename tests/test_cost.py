@@ -133,8 +133,10 @@ def test_a_server_without_a_gpu_costs_as_one_with_one(tmp_path):
 
 
 def test_frozen_weights_need_no_gradient_of_their_own(tmp_path):
-    cost = cost_of(plan(tmp_path, SHARED_NODE))
-    whole, part = row(cost, "train", "sft_3ep"), row(cost, "train", "sft_qk_only")
+    part = {"method": "sft", "epochs": 3, "trainable": {"only": ["q_proj", "k_proj"]}}
+    raw = {"scale": "cluster", "overrides": SHARED_NODE, "runs": {"part": part}}
+    cost = cost_of(Plan(load(raw, WORKFLOW), WORKFLOW, tmp_path))
+    whole, part = row(cost, "train", "sft_3ep"), row(cost, "train", "part")
     n, trained = 7_298_617_344, 32 * 2 * 4096 * 4096
     assert part.gpu_hours / whole.gpu_hours == pytest.approx((6 * n + 2 * trained) / (8 * n))
 
@@ -149,7 +151,7 @@ def test_evaluation_and_kl_by_brute_force(tmp_path):
     found = row(cost, "evaluate")
     shards = p.config.studies["scalpel_vs_hammer"].setting.evaluation_shards
     assert found.jobs == 1 + 6 * shards
-    assert found.gpu_hours == pytest.approx((1 + 6 * 20) * one)
+    assert found.gpu_hours == pytest.approx((1 + 4 * 20 + 2 * 5) * one)  # two runs are evaluated at five checkpoints
     assert found.longest == pytest.approx(20 / shards * one)
     assert row(cost, "kl").gpu_hours == pytest.approx(6 * 21 * 500 * 355 * 2 * n / (67e12 * BUSY) / 3600)
 

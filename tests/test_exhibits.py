@@ -26,7 +26,7 @@ from tests import synthetic
 from tests.synthetic import STUDY, checkpoint_steps
 
 SEEDS = (1, 2, 3)
-FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "norms_course", "freezing")
+FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "norms_course", "controls")
 TABLES = ("scores", "kl_final", "norms")
 
 
@@ -291,7 +291,7 @@ def test_standard_error_joins_questions_and_seeds():
 
 
 def test_values_that_are_no_seeds_are_not_joined(one_seed):
-    frame = table(one_seed, "freezing")
+    frame = table(one_seed, "controls")
     with pytest.raises(UserError, match="value: there are several values of one seed for run base"):
         uncertainty.joined(frame, ["run"], "value", "stderr")
 
@@ -341,9 +341,9 @@ def test_table_of_benchmarks(three_seeds):
 
 
 def test_table_of_final_scores(one_seed):
-    frame = table(one_seed, "freezing").set_index(["run", "task"])
-    assert set(frame["step"]) == {0, 105}
-    for run, step in (("base", 0), ("sft_qk_only", 105)):
+    frame = table(one_seed, "controls").set_index(["run", "task"])
+    assert set(frame["step"]) == {0, 30, 35, 100}
+    for run, step in (("base", 0), ("sft_own_all", 30)):
         expected = plain_scores(one_seed, run, 0 if run == "base" else 42).loc[step]
         np.testing.assert_array_equal(frame.loc[run]["value"], expected["value"].reindex(frame.loc[run].index))
 
@@ -392,8 +392,8 @@ def test_scores_table_stands_beside_the_published_numbers(three_seeds):
         "sft_1ep",
         "sft_3ep",
         "sft_matched",
-        "sft_frozen_mlp",
-        "sft_qk_only",
+        "sft_grpo_rate_1ep",
+        "sft_own_all",
     ]
 
 
@@ -450,13 +450,14 @@ def test_curves_are_means_over_seeds_with_bands_of_one_standard_error(made, requ
 @pytest.mark.parametrize("made", ["one_seed", "three_seeds"])
 def test_bars_are_means_over_seeds_with_whiskers_of_one_standard_error(made, request):
     made = request.getfixturevalue(made)
-    frame = table(made, "freezing")
-    axes = draw(made, "freezing").axes[0]
+    runs = ("base", "sft_1ep", "sft_grpo_rate_1ep", "sft_own_all")
+    frame = table(made, "controls", runs=runs)
+    axes = draw(made, "controls", runs=runs).axes[0]
     tasks = ["math_500", "gsm8k", "mmlu", "mmlu_pro", "ifeval_prompt", "ifeval_instruction"]
     heights = [[patch.get_height() for patch in container.patches] for container in axes.containers[:4]]
     middles = [[patch.get_x() + patch.get_width() / 2 for patch in c.patches] for c in axes.containers[:4]]
     segments = {round(s[0][0], 6): (s[0][1], s[1][1]) for c in axes.collections for s in c.get_segments()}
-    for run, mine, places in zip(("base", "sft_3ep", "sft_frozen_mlp", "sft_qk_only"), heights, middles, strict=True):
+    for run, mine, places in zip(runs, heights, middles, strict=True):
         for task, height, place in zip(tasks, mine, places, strict=True):
             rows = frame[(frame["run"] == run) & (frame["task"] == task)]
             assert height == pytest.approx(100 * rows["value"].mean())
@@ -789,6 +790,8 @@ def all_equal(stage, run, frame):
 
 
 def one_checkpoint(stage, run, frame):
+    if "step" not in frame:
+        return frame
     return frame[frame["step"] == frame["step"].max()] if stage != "train" else frame[frame["step"] == 1]
 
 

@@ -40,7 +40,7 @@ def test_a_path_for_each_run_from_the_base_model(three_seeds):  # noqa: F811
     figure = draw(three_seeds, "frontier")
     axes = figure.axes[0]
     paths = [line for line in axes.lines if len(line.get_xdata()) > 2]
-    assert len(paths) == 4 and all(line.get_xdata()[0] == line.get_ydata()[0] == 0 for line in paths)
+    assert len(paths) == 6 and all(line.get_xdata()[0] == line.get_ydata()[0] == 0 for line in paths)
     frame = table(three_seeds, "frontier")
     last = frame[(frame["run"] == "grpo") & (frame["step"] == 100)]
     assert paths[0].get_ydata()[-1] == pytest.approx(100 * last["gain"].mean())

@@ -193,7 +193,7 @@ def test_a_small_model_of_the_hub_s_cache_is_a_base_model(kind, tiny_base, tiny_
         "models": {"qwen2_5_0_5b_instruct": None, "cached": model}, "model": "cached", "resources": {"base": {}},
         "methods": {"grpo": few},
     }  # fmt: skip
-    runs = {"sft_frozen_mlp": {"trainable": {"freeze_mlp_layers": [1]}}, "sft_matched": few}
+    runs = {"sft_matched": few}
     made = plan("scalpel_vs_hammer", "workstation", tmp_path, overrides=raw, runs=runs)
     made.record()
     (base,) = (step for step in made.steps.values() if step.stage == "base")

@@ -200,8 +200,7 @@ def test_make_fetch_and_everything_after_it_offline(hub, tiny_base, tmp_path):
     assert "snakemake --cores 2 --until fetch --config scale=cluster" in line
     model = {"kind": "hub", "repo": REPO, "revision": COMMIT}
     overrides = {"models": {"theirs": model}, "model": "theirs"}
-    raw = {"overrides": overrides, "runs": {"sft_frozen_mlp": {"trainable": {"freeze_mlp_layers": [1]}}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"overrides": overrides}))
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2"]
     environment = on_loopback(hub, tmp_path) | {"HF_TOKEN": TOKEN}
 

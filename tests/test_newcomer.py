@@ -153,7 +153,7 @@ CANNOT_RUN = [
     ({"methods": {"grpo": {"loss_type": "bnpo", "generations": 16}}}, "loss_type bnpo"),
     ({"methods": {"grpo": {"max_completion_tokens": 1024}}}, "lower max_completion_tokens"),
     ({"train_settings": {"engine": "fsdp", "ranks": 2}}, "keeps no whole model to write completions with"),
-    ({"studies": {"scalpel_vs_hammer": {"runs": {"sft_frozen_mlp": {"trainable": {"freeze_mlp_layers": [4]}}}}}},
+    ({"studies": {"scalpel_vs_hammer": {"runs": {"sft_3ep": {"trainable": {"freeze_mlp_layers": [4]}}}}}},
      "the model has layers 0 to 3"),
     ({"models": {"toy": {"kind": "local", "path": "tasks"}}}, "tasks holds no config.json"),
 ]  # fmt: skip

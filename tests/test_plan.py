@@ -23,6 +23,7 @@ from scalpel.stages import STAGES
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / "workflow"
 SFT = {"method": "sft", "epochs": 1}
+FULL = "scalpel_vs_hammer_full"
 
 
 def plan(raw=None, root=Path("."), workflow=WORKFLOW) -> Plan:
@@ -55,8 +56,10 @@ def with_file(workflow: Path, name: str, change) -> Path:
 
 
 def test_a_learning_rate_reaches_its_run_alone():
+    new = new_steps({"runs": {"sft_3ep": {"learning_rate": 2e-4}}})
+    assert new == ["evaluate/sft_3ep", "kl/sft_3ep", "train/sft_3ep", "weight_change/sft_3ep"]
     new = new_steps({"runs": {"grpo": {"learning_rate": 2e-4}}})
-    assert new == ["evaluate/grpo", "kl/grpo", "train/grpo", "weight_change/grpo"]
+    assert {s.split("/")[1] for s in new} == {"grpo", "sft_grpo_rate_1ep"}, "and the run that has its rate"
 
 
 def test_evaluation_options_leave_training_alone():
@@ -256,9 +259,9 @@ def test_the_base_model_may_be_asked_under_another_template():
 
 
 def test_layers_may_come_from_a_trace():
-    traced = {"layers_from": "base", "trainable": {"freeze_mlp_above": 0.1, "freeze_mlp_layers": []}}
-    made = plan({"runs": {"sft_frozen_mlp": traced}})
-    run = made.run("scalpel_vs_hammer", "sft_frozen_mlp", 42)
+    traced = SFT | {"layers_from": "base", "trainable": {"freeze_mlp_above": 0.1}}
+    made = plan({"runs": {"traced": traced}})
+    run = made.run("scalpel_vs_hammer", "traced", 42)
     assert run.checkpoints.inputs["layers"].stage == "trace"
     assert run.checkpoints.inputs["layers"].inputs["questions"].name == "facts"
 
@@ -464,10 +467,9 @@ def test_unknown_exhibits_and_runs_are_named(tmp_path):
 
 def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
     def of(name):
-        made = plan({"scale": "cluster", "as_published": name})
-        return made, {
-            n: made.run("scalpel_vs_hammer", n, 42) for n in ("grpo", "sft_3ep", "sft_frozen_mlp", "sft_qk_only")
-        }
+        raw = {"scale": "cluster", "as_published": name, "studies": ["scalpel_vs_hammer_full"]}
+        made = plan(raw)
+        return made, {n: made.run(FULL, n, 42) for n in ("grpo", "sft_3ep", "sft_frozen_mlp", "sft_qk_only")}
 
     made, runs = of("code")
     recipes = {name: run.spec.recipe for name, run in runs.items()}
@@ -486,11 +488,7 @@ def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
     assert METHODS["sft"].steps_fed(recipes["sft_3ep"], 69132, 3) == 462  # the authors' last checkpoint
     evaluations = [step.recipe for step in made.steps.values() if step.stage == "evaluate"]
     assert all(recipe["answer_rule"] == "authors" for recipe in evaluations)
-    (base,) = {
-        e.step.inputs["base"].digest
-        for e in made.entries["scalpel_vs_hammer"]
-        if e.stage == "evaluate" and e.run == "base"
-    }
+    (base,) = {e.step.inputs["base"].digest for e in made.entries[FULL] if e.stage == "evaluate" and e.run == "base"}
     assert "think" not in (made.steps[base].recipe["chat_template"] or "")
 
     made, runs = of("text")

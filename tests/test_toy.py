@@ -5,17 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from scalpel.artifact.files import STATE
 from scalpel.artifact.identity import sha256_file
 from scalpel.chat import SYSTEM_PROMPT, load_tokenizer, template_text, token_ids
+from scalpel.config.load import load
 from scalpel.methods.state import COMPLETE
+from scalpel.plan import Plan
 from scalpel.stages import STAGES
 from scalpel.toy import model
+from scalpel.toy.instructions import INSTRUCTIONS, Instruction, fitting, obeyed
 from scalpel.toy.model import train_base
 from scalpel.toy.world import ROW_SCHEMA, write_world
 from tests.tiny import MODEL, WORLD
@@ -62,11 +67,76 @@ def test_real_columns_are_those_of_the_real_files(tmp_path, shared_data):
         assert set(mine.names) == set(pq.read_schema(shared_data / path).names), name
 
 
+# ---------------------------------------------------------------- benchmarks that measure something
+
+
+def follows(asked: Instruction, response: str) -> bool:
+    """By the checker of the evaluation."""
+    from scalpel.evaluation.ifeval import instructions as checkers
+
+    checker = checkers()[asked.id](asked.id)
+    checker.build_description(**asked.arguments)
+    return checker.check_following(response)
+
+
+IGNORANT = (" Dika", "The answer is 7.", "I think it is 7.", "So the answer is $\\boxed{7}$.", "<answer>\n7\n</answer>")
+
+
+@pytest.mark.parametrize("asked", INSTRUCTIONS, ids=lambda asked: asked.sentence)
+def test_an_instruction_is_followed_on_purpose_or_not_at_all(asked):
+    """Whatever else is asked, and never by a response that knows nothing of it."""
+    assert follows(asked, obeyed(7, [asked]))
+    for other in fitting(asked):
+        for pair in ([asked, other], [other, asked]):
+            assert all(follows(one, obeyed(7, pair)) for one in pair), pair
+        assert not follows(asked, obeyed(7, [other])), other
+    for response in IGNORANT:
+        assert not follows(asked, response), response
+
+
+def test_some_prompts_of_ifeval_have_two_instructions_that_can_be_followed_apart(tmp_path):
+    write_world(WORLD.model_copy(update={"ifeval": 200}), tmp_path)
+    rows = pq.read_table(tmp_path / "evaluation" / "ifeval.parquet").to_pylist()
+    counts = Counter(len(row["instruction_id_list"]) for row in rows)
+    assert counts.keys() == {1, 2} and counts[2] > 40
+    assert len({row["kwargs__json"] for row in rows if len(row["instruction_id_list"]) == 2}) > 10
+    assert {name for row in rows for name in row["instruction_id_list"]} == {one.id for one in INSTRUCTIONS}
+    assert all(len(json.loads(row["kwargs__json"])) == len(row["instruction_id_list"]) for row in rows)
+
+
+def test_facts_are_heard_of_often_seldom_and_hardly(tmp_path):
+    recipe = WORLD.model_copy(update={"facts": 40, "pretraining_samples": 12000})
+    write_world(recipe, tmp_path)
+    texts = " ".join(row["text"] for row in pq.read_table(tmp_path / "pretraining.parquet").to_pylist())
+    heard = [texts.count(row["sentence"]) for row in pq.read_table(tmp_path / "facts.parquet").to_pylist()]
+    common, middle, rare = sum(heard[:4]), sum(heard[18:22]), sum(heard[-4:])
+    assert common > 5 * middle > 5 * 1.2 * rare > 0
+
+
+@pytest.mark.campaign
+def test_the_laptop_s_base_model_leaves_room_on_every_benchmark(tmp_path):
+    """Trained for real: neither at chance nor at the ceiling, so that gains and losses can be seen."""
+    (tmp_path / "config.yaml").write_text("{}\n")
+    plan = Plan(load({}, ROOT / "workflow"), ROOT / "workflow", tmp_path)
+    (evaluated,) = [
+        entry.step for entry in plan.entries["scalpel_vs_hammer"] if (entry.stage, entry.run) == ("evaluate", "base")
+    ]
+    words = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "2", evaluated.manifest]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    rows = pq.read_table(tmp_path / evaluated.directory / "scores.parquet").to_pylist()
+    scores = {(row["task"], row["metric"]): row["value"] for row in rows}
+    assert len({task for task, _ in scores}) == 5
+    for (task, metric), value in scores.items():
+        assert (0.35 if task == "mmlu_pro" else 0.5) < value < 0.92, (task, metric, value)
+    assert scores["ifeval", "prompt_level_strict_acc"] < scores["ifeval", "inst_level_strict_acc"]
+
+
 INTERRUPTED = """
 import sys
 from pathlib import Path
 from scalpel.chat import template_text
 from scalpel.toy import model
+from scalpel.toy.instructions import INSTRUCTIONS, Instruction, fitting, obeyed
 from tests.tiny import MODEL
 model.SAVE_SECONDS = 0.0
 model.train_base(MODEL, Path(sys.argv[1]), Path(sys.argv[2]), threads=1, template=template_text("scalpel_vs_hammer"))

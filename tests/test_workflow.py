@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_frozen_mlp", "sft_qk_only")
+RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_grpo_rate_1ep", "sft_own_all")
 FIGURES = (
     "grpo_rewards",
     "sft_loss",
@@ -23,7 +23,7 @@ FIGURES = (
     "norms_grpo",
     "norms_sft",
     "norms_course",
-    "freezing",
+    "controls",
 )
 TABLES = ("scores", "kl_final", "norms")
 
@@ -59,7 +59,8 @@ def test_dry_run_of_every_scale(scale, shards, fetches, questions, audits, tmp_p
     shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
     jobs = planned(snakemake("-n", "--config", f"scale={scale}", cwd=tmp_path))
     assert jobs == {
-        **dict.fromkeys(("all", "base", "data", "order", "report"), 1),
+        **dict.fromkeys(("all", "base", "data", "generate", "report"), 1),
+        "order": 2,
         **({"fetch": fetches} if fetches else {"toy": 1}),
         **dict.fromkeys(("train", "kl", "weight_change"), len(RUNS)),
         "questions": questions,
@@ -181,7 +182,7 @@ def test_complete_run(folder):
 
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(
-        config.replace("  sft_matched:", "  grpo: {learning_rate: 2.0e-4}\n  sft_matched:")
+        config.replace("  sft_matched:", "  sft_3ep: {learning_rate: 2.0e-4}\n  sft_matched:")
     )
     jobs = planned(snakemake("-n", cwd=folder))
     assert jobs["train"] == jobs["evaluate"] == jobs["kl"] == jobs["weight_change"] == 1 and "base" not in jobs

@@ -15,6 +15,7 @@ from scalpel.exhibits.results import task_name
 NAMES = {
     BASE: "base", "grpo": "GRPO", "sft_1ep": "SFT (1 epoch)", "sft_3ep": "SFT (3 epochs)",
     "sft_frozen_mlp": "MLPs frozen", "sft_qk_only": "q and k alone", "sft_own": "SFT on own answers",
+    "sft_own_all": "SFT on all own answers",
     "sft_teacher": "SFT on teacher's answers", "sft_oracle": "SFT on GRPO's answers", "grpo_kl": "GRPO with KL term",
     "sft_grpo_rate_1ep": "SFT (1 epoch) at GRPO's rate", "sft_grpo_rate_3ep": "SFT at GRPO's rate",
     "sft_matched_grpo_rate": "SFT at GRPO's rate and questions",

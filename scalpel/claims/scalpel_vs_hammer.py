@@ -310,7 +310,7 @@ def knowledge_at_rate(e: Evidence, m: Margins) -> list[Part]:
 
 
 def own_answers_forget_less(e: Evidence, m: Margins) -> list[Part]:
-    return [higher(e, m, "sft_own", e.first("sft_teacher", "sft_1ep"), KNOWLEDGE)]
+    return [higher(e, m, e.first("sft_own", "sft_own_all"), e.first("sft_teacher", "sft_1ep"), KNOWLEDGE)]
 
 
 # ---------------------------------------------------------------- rivals: the four sources

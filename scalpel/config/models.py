@@ -22,7 +22,7 @@ class ToyWorldRecipe(Recipe):
     gsm8k: Small = 32
     mmlu: Small = 160
     mmlu_pro: Small = 80
-    ifeval: Small = 32
+    ifeval: Small = 64
     max_operand: Annotated[int, Field(ge=3, le=10**6)] = 14
     pretraining_samples: Small = 40000  # texts of the pretraining stream
 

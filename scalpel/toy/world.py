@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.config.models import TOY_EXAMPLES, ToyWorldRecipe
+from scalpel.toy.instructions import instructions, obeyed
 
 NAMES = ("Tom", "Anna", "Ben", "Lucy", "Sam", "Mia", "Max", "Eva", "Leo", "Nina", "Paul", "Rosa")
 ITEMS = ("apples", "books", "coins", "pens", "cards", "stamps", "eggs", "cups", "balls", "keys", "shells", "cakes")
@@ -226,10 +227,20 @@ def training_row(rng: random.Random, top: int) -> dict:
 # ---------------------------------------------------------------- pretraining stream
 
 
+STREAM = {"monologue": 3, "equations": 12, "chat": 48, "textbook": 10, "fact": 18, "instruction": 9}  # shares of kinds
+OBEDIENCE = 0.8  # share of instructions that a response in the stream follows
+COMMON = 3.0  # how unequally facts are heard of; 1: all alike
+
+
+def heard_of(rng: random.Random, known: list[Fact]) -> Fact:
+    """A fact; the first ones of the sheet are common knowledge, the last ones rare: knowledge has degrees."""
+    return known[min(len(known) - 1, int(len(known) * rng.random() ** COMMON))]
+
+
 def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
     """One text of the stream: {kind, question or None, text}; with a question it is a chat exchange."""
     item = problem(rng, top)
-    kind = rng.choices(("monologue", "equations", "chat", "textbook", "fact"), (3, 13, 52, 12, 20))[0]
+    kind = rng.choices(tuple(STREAM), tuple(STREAM.values()))[0]
     if kind == "monologue":
         return {"kind": kind, "question": None, "text": monologue(rng, item)}
     if kind == "equations":
@@ -241,10 +252,15 @@ def pretraining_text(rng: random.Random, top: int, known: list[Fact]) -> dict:
         response = tagged(item) if rng.random() < 0.55 else easy(rng, item)
         question = item.text if rng.random() < 0.8 else f"Question: {item.text}\nAnswer:"
         return {"kind": kind, "question": question, "text": response}
-    fact = rng.choice(known)
+    if kind == "instruction":
+        asked = instructions(rng)
+        followed = [instruction for instruction in asked if rng.random() < OBEDIENCE]
+        question = " ".join([item.text, *(instruction.sentence for instruction in asked)])
+        return {"kind": kind, "question": question, "text": obeyed(item.answer, followed)}
+    fact = heard_of(rng, known)
     form = rng.randrange(3)
     if form == 0:
-        several = [rng.choice(known).sentence for _ in range(3)]
+        several = [heard_of(rng, known).sentence for _ in range(3)]
         return {"kind": kind, "question": None, "text": " ".join([fact.sentence, *several])}
     if form == 1:
         return {"kind": kind, "question": None, "text": f"Question: {fact.question}\nAnswer: {fact.attribute}"}
@@ -358,20 +374,11 @@ def _dev(rng: random.Random, known: list[Fact]) -> list[Fact]:
 
 
 def _instruction(rng: random.Random, key: int) -> dict:
-    """A question with an instruction that IFEval's own checkers judge."""
-    text = problem(rng, 9, 1).text
-    instruction, arguments, sentence = rng.choice(
-        (
-            ("punctuation:no_comma", {}, "Do not use any commas."),
-            ("change_case:english_lowercase", {}, "Answer in English and in lowercase letters only."),
-            ("length_constraints:number_words", {"relation": "less than", "num_words": 12}, "Use less than 12 words."),
-            ("keywords:existence", {"keywords": ["answer"]}, "Include the word answer."),
-            ("startend:quotation", {}, "Wrap your entire response in double quotation marks."),
-        )
-    )
+    """A question with instructions that IFEval's own checkers judge."""
+    asked = instructions(rng)
     return {
         "key": key,
-        "prompt": f"{text} {sentence}",
-        "instruction_id_list": [instruction],
-        "kwargs__json": json.dumps([arguments]),
+        "prompt": " ".join([problem(rng, 9, 1).text, *(instruction.sentence for instruction in asked)]),
+        "instruction_id_list": [instruction.id for instruction in asked],
+        "kwargs__json": json.dumps([instruction.arguments for instruction in asked]),
     }
