@@ -15,7 +15,7 @@ HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hash
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
 .PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
-  retire status lock clean
+  status clean-unused card push extend schema retire lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
@@ -27,9 +27,14 @@ help:
 	@echo "make show         RUN=grpo SCALE=cluster: what TRL, accelerate, DeepSpeed and vLLM are told"
 	@echo "make fetch        on a node with network: everything SCALE (default cluster) takes from the hub"
 	@echo "make resolve      on a node with network: hub branches of given runs to commits (revisions.yaml)"
-	@echo "make status       which results are finished, missing, or made by other code"
+	@echo "make status       where every result, figure and report stands, and what is of no current config; SCALE=cluster"
 	@echo "make verify       hash every result and exhibit; name what is damaged, and what was derived from it"
 	@echo "make repair       list that; YES=1 moves it aside, and snakemake makes exactly that again"
+	@echo "make clean-unused list results of no current config with their sizes; YES=1 removes them"
+	@echo "make card         RUN=grpo: the model card of a finished run; make push RUN=grpo REPO=me/grpo uploads a checkpoint"
+	@echo "make extend       every place where something of your own goes: the file to look at, and what there is"
+	@echo "make setup        the environment alone; make check: formatting alone; make clean: remove the environment"
+	@echo "make schema       write the JSON schema of config.yaml, by which editors complete it"
 	@echo "make retire       intermediate weights that all that is planned has read; YES=1 removes them"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
 
@@ -97,9 +102,19 @@ resolve: setup
 	@$(BIN)/python -m scripts.resolve
 
 # These never install anything.
-verify status repair retire:
+verify status repair retire clean-unused card push extend schema:
 	@[ -x $(BIN)/python ] || { echo "error: there is no environment yet; run make setup" >&2; exit 2; }
-	@$(BIN)/python -m scripts.$@ $(if $(filter repair retire,$@),$(if $(YES),--yes))
+	@$(if $(filter card push,$@),[ "$(RUN)" ] || { echo "error: name a run: make $@ RUN=grpo" >&2; exit 2; })
+	@$(if $(filter push,$@),[ "$(REPO)" ] || { echo "error: name a repository of the hub: make push RUN=grpo REPO=me/grpo" >&2; exit 2; })
+	@$(BIN)/python -m scripts.$(subst -,_,$@) $(WORDS_$@)
+
+WORDS_repair = $(if $(YES),--yes)
+WORDS_clean-unused = $(if $(YES),--yes)
+WORDS_retire = $(if $(YES),--yes)
+WORDS_status = $(if $(SCALE),--scale "$(SCALE)")
+WORDS_card = "$(RUN)" $(WORDS_of_checkpoint)
+WORDS_push = "$(RUN)" "$(REPO)" $(WORDS_of_checkpoint)
+WORDS_of_checkpoint = $(if $(SCALE),--scale "$(SCALE)") $(if $(SEED),--seed "$(SEED)") $(if $(STEP),--step "$(STEP)")
 
 lock:
 	uv pip compile envs/torch.in --no-header --no-annotate --generate-hashes --no-deps --python-version 3.11 -o envs/torch.lock

@@ -11,6 +11,8 @@ sys.path.insert(0, workflow.basedir)
 from scalpel.config.load import load, read_yaml, recorded_config
 from scalpel.config.site import load_site
 from scalpel.errors import UserError
+from scalpel.launch.command_line import asked
+from scalpel.launch.forecast import tell_forecast
 from scalpel.launch.retries import final_errors_are_final
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
@@ -37,7 +39,7 @@ try:
     if not RECORDED:
         refuse_what_cannot_run(plan)
     if workflow.is_main_process:
-        plan.refuse_unknown(sys.argv[1:])
+        plan.refuse_unknown(*asked())
         refuse_retired(plan, sys.argv[1:])
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
@@ -55,7 +57,8 @@ wildcard_constraints:
 onstart:
     try:
         refuse_a_small_disk(plan, {job.wildcards_dict.get("digest") for job in workflow.dag.needrun_jobs()})
-        os.environ["SCALPEL_CONFIG"] = str(plan.record())
+        os.environ.update(SCALPEL_CONFIG=str(plan.record()))
+        tell_forecast(workflow, plan)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

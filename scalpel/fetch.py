@@ -108,8 +108,11 @@ def check_file(out: Path, name: str, listed) -> None:
 
 
 @contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Whatever huggingface_hub raises, as one sentence without its own words, which may quote addresses."""
+def hub_errors(what: str, done: str = "fetched") -> Iterator[None]:
+    """Whatever huggingface_hub raises, as one sentence without its own words, which may quote addresses.
+
+    done: what could not be done with `what`.
+    """
     import httpx
     from huggingface_hub import errors
 
@@ -120,7 +123,7 @@ def hub_errors(what: str) -> Iterator[None]:
             raise
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
         if isinstance(cause, errors.OfflineModeIsEnabled):
-            raise UserError(f"{what} cannot be fetched while HF_HUB_OFFLINE is set; unset it.") from None
+            raise UserError(f"{what} cannot be {done} while HF_HUB_OFFLINE is set; unset it.") from None
         if isinstance(cause, errors.GatedRepoError):
             raise UserError(
                 f"{what} is gated: accept its terms on the hub, then set HF_TOKEN or log in with `hf auth login`."
@@ -138,7 +141,7 @@ def hub_errors(what: str) -> Iterator[None]:
             raise UserError(f"{what}: the hub refuses access (status {status}); correct HF_TOKEN.") from None
         why = f"status {status}" if status else type(cause or error).__name__
         raise Passing(
-            f"{what} could not be fetched ({why}); start again, what is whole is kept; check the network."
+            f"{what} could not be {done} ({why}); start again, what is whole is kept; check the network."
         ) from None
 
 

@@ -11,6 +11,7 @@ from scalpel.artifact.files import ROOT
 from scalpel.config.load import load, read_yaml
 from scalpel.config.study import Config
 from scalpel.errors import UserError, status_of
+from scalpel.plan import Plan
 
 WORKFLOW = ROOT / "workflow"
 
@@ -32,3 +33,14 @@ def configured(scale: str | None = None) -> Config:
     path = Path("config.yaml")
     raw = read_yaml(path) if path.is_file() else {}
     return load(raw | ({"scale": scale} if scale else {}), WORKFLOW)
+
+
+def plans_of_all_scales(root: Path) -> tuple[list[Plan], list[str]]:
+    """What config.yaml plans at each scale, and a sentence for each that it cannot be planned at."""
+    found, refused = [], []
+    for path in sorted((WORKFLOW / "scales").glob("*.yaml")):
+        try:
+            found.append(Plan(configured(path.stem), WORKFLOW, root))
+        except UserError as error:
+            refused.append(f"what scale {path.stem} made counts as unused, for config.yaml does not fit it: {error}")
+    return found, refused

@@ -19,7 +19,7 @@ from scalpel.plan import Plan
 from scalpel.plan.model import Run
 from scalpel.program import WORKFLOW, configured, end_with
 
-UNSAID = {"output_dir", "logging_dir", "run_name"}  # places
+UNSAID = {"output_dir", "logging_dir", "run_name", "project"}  # places
 
 
 def main() -> int:

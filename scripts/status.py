@@ -1,72 +1,50 @@
-"""Which results are finished, which are missing, and which were made by other code: python -m scripts.status
+"""Where every result, figure, table and report of config.yaml stands: python -m scripts.status [--scale cluster]
 
-Drift is shown, never acted on: a result made by older code stands until its directory is moved aside or its stage's
-version is raised in scalpel/stages.py. A result that was taken away although what was made of it stands is missing, and
+Results come as finished, running, queued, waiting, ready or missing, exhibits as current, outdated, waiting or ready;
+what lies in results/ and is of no current configuration comes last, with its size. Nothing is written, installed or
+made: drift is shown, never acted on. A result that was taken away although what was made of it stands is missing, and
 Snakemake does not make it again by itself; the command that does is named.
 """
 
+import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
-from scalpel.artifact.files import MANIFEST, PROVENANCE, read_json
-from scalpel.artifact.lease import holders
+from scalpel import unused
 from scalpel.artifact.provenance import circumstances
+from scalpel.cost.render import size
 from scalpel.plan import Plan
-from scalpel.program import WORKFLOW, configured, end_with
-from scalpel.retire import summary
-
-SNAKEMAKE = ".venv/bin/snakemake --cores 2"
-
-
-def changed_fields(old: object, new: object, where: str = "") -> list[str]:
-    """Fields that differ between two recipes, as ``field: old -> new``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [
-            line for key in keys for line in changed_fields(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{where}: {old!r} -> {new!r}"]
+from scalpel.program import WORKFLOW, configured, end_with, plans_of_all_scales
+from scalpel.standing import OTHER_CODE, Standing, loose_exhibits, of_drawings, of_steps
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.status", description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", help="a scale of workflow/scales; default: config.yaml's")
+    options = parser.parse_args()
     root = Path(".")
-    plan = Plan(configured(), WORKFLOW, root)
-    now, wanted = circumstances(), plan.wanted()
-    rows: list[tuple[str, str, str]] = []
-    for step in plan.steps.values():
-        directory = root / step.directory
-        if (directory / MANIFEST).is_file():
-            made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
-            drift = [f"code {made.get('code')}, now {now['code']}"] if made.get("code") != now["code"] else []
-            drift += changed_fields(made.get("packages", {}), now["packages"], "package")
-            drift += [words] if step.stage == "train" and (words := summary(directory)) else []
-            rows.append(("finished", step.directory, "; ".join(drift)))
-            continue
-        busy = holders(directory)
-        state = "running" if busy else "missing"
-        others = sorted(directory.parent.glob(f"{step.name}-*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
-        difference = ""
-        if others:
-            old = read_json(others[-1])
-            inputs = {role: item["digest"] for role, item in old["inputs"].items()}
-            new_inputs = {role: item.digest for role, item in step.inputs.items()}
-            lines = changed_fields(old["recipe"], step.recipe) + changed_fields(inputs, new_inputs, "input")
-            difference = f"since {others[-1].parent.name}: " + ", ".join(lines)
-        if busy:
-            difference = f"by {busy[0]}"
-        elif step.digest not in wanted:
-            difference = f"what was made of it stands; make it again by: {SNAKEMAKE} {step.manifest}"
-        rows.append((state, step.directory, difference))
-    done = sum(state == "finished" for state, _, _ in rows)
-    total = len(rows)
-    for drawing in plan.drawings.values():
-        there = (root / drawing.record_path).is_file()
-        state = "current" if plan.is_current(drawing) else "outdated" if there else "missing"
-        rows.append((state, drawing.files[0], ""))
-    for state, what, note in rows:
+    plan = Plan(configured(options.scale), WORKFLOW, root)
+    plans = [plan, *plans_of_all_scales(root)[0]]
+    steps = of_steps(plan, circumstances())
+    found = unused.find(root, plans)
+    loose = [Standing("unused", item.place, size(item.bytes)) for item in found]
+    shown = [Standing("unused", place, size(held)) for place, held in loose_exhibits(root, plans)]
+    for state, what, note in [*steps, *of_drawings(plan), *loose, *shown]:
         print(f"{state:9} {what}" + (f"   [{note}]" if note else ""))
-    print(f"{done} of {total} results finished", file=sys.stderr)
+    print(totals(steps, sum(item.bytes for item in found)), file=sys.stderr)
     return 0
+
+
+def totals(steps: list[Standing], bytes_unused: int) -> str:
+    """The last line: how many results are in each state."""
+    counts = Counter(step.state for step in steps)
+    done = counts.pop("finished", 0)
+    other = sum(step.note.startswith(OTHER_CODE) for step in steps)
+    parts = [f"{done} of {len(steps)} results finished" + (f" ({other} {OTHER_CODE})" if other else "")]
+    parts += [f"{count} {state}" for state, count in counts.items()]
+    parts += [f"{size(bytes_unused)} of no current configuration (`make clean-unused`)"] if bytes_unused else []
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """A small hub on loopback: what huggingface_hub asks of the real one, and its faults.
 
 Listing of a commit in pages, HEAD and GET of files by commit, large files behind a redirect, ranges, gates, tokens,
-rate limits and branches.
+rate limits and branches. Uploads: a repository made, large files to storage, and one commit of all.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.server
 import json
@@ -28,6 +29,10 @@ class Hub:
     breaks: dict[str, int] = field(default_factory=dict)  # path -> bytes after which the connection is cut, once
     wrong: dict[str, bytes] = field(default_factory=dict)  # path -> what is sent in its place, once
     refusals: int = 0  # answers 429 so many times
+    writers: set[str] = field(default_factory=set)  # tokens that may write
+    stored: dict[str, bytes] = field(default_factory=dict)  # large files that were sent, by sha256
+    made: dict[str, dict] = field(default_factory=dict)  # repo -> what it was made with
+    commits: list[dict] = field(default_factory=list)  # repo, summary, files
     asked: list[tuple[str, str, dict]] = field(default_factory=list)  # method, path, headers
     url: str = ""
     storage: str = ""  # of large files: another host, as the real one's
@@ -69,6 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             hub.refusals -= 1
             return self.answer(429, b"{}", {"Retry-After": "0"})
         parts = where.path.strip("/").split("/")
+        if parts[0] == "api" and len(parts) < 5:  # whether there is such a repository
+            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         if parts[0] == "api":
             kind, repo, what, *rest = parts[1].removesuffix("s"), "/".join(parts[2:4]), *parts[4:]
             if what == "refs":
@@ -86,6 +93,74 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(parts) < 5:
             return self.answer(404, b"", {})
         return self.file(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+    # ------------------------------------------------------------ uploads
+
+    def do_PUT(self) -> None:
+        """A large file, to storage, which is another host and is told no token."""
+        content = self.body()
+        self.hub.asked.append(("PUT", urlsplit(self.path).path, {n.title(): v for n, v in self.headers.items()}))
+        self.hub.stored[names(content)[1]] = content
+        self.answer(200, b"", {})
+
+    def do_POST(self) -> None:
+        hub, path, body = self.hub, urlsplit(self.path).path, self.body()
+        hub.asked.append(("POST", path, {name.title(): value for name, value in self.headers.items()}))
+        if hub.refusals:
+            hub.refusals -= 1
+            return self.answer(429, b"{}", {"Retry-After": "0"})
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") not in hub.writers:
+            return self.answer(403, b"{}", {})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            hub.made.setdefault(repo, asked)
+            return self.json({"url": f"{hub.url}/{repo}"})
+        if path.endswith("/info/lfs/objects/batch"):
+            return self.json(
+                {"transfer": "basic", "objects": [self.to_storage(o) for o in json.loads(body)["objects"]]}
+            )
+        if "/preupload/" in path:
+            files = json.loads(body)["files"]
+            modes = ["lfs" if file["path"].endswith(LARGE) else "regular" for file in files]
+            told = [
+                {"path": f["path"], "uploadMode": m, "shouldIgnore": False} for f, m in zip(files, modes, strict=True)
+            ]
+            return self.json({"files": told})
+        self.commit("/".join(path.split("/")[3:5]), [json.loads(line) for line in body.splitlines()])
+
+    def to_storage(self, asked: dict) -> dict:
+        upload = {"href": f"{self.hub.storage}/store/{asked['oid']}", "header": {}}
+        return {"oid": asked["oid"], "size": asked["size"], "actions": {"upload": upload}}
+
+    def commit(self, repo: str, lines: list[dict]) -> None:
+        """The lines of a commit: its header, small files whole, large ones by sha256."""
+        files, summary = {}, ""
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                summary = value["summary"]
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.hub.stored[value["oid"]]
+        self.hub.commits.append({"repo": repo, "summary": summary, "files": files})
+        self.json({"commitUrl": f"{self.hub.url}/{repo}/commit/{'c' * 40}", "commitOid": "c" * 40})
+
+    def body(self) -> bytes:
+        """Of a request, sent at once or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    # ------------------------------------------------------------ downloads
 
     def known(self, kind: str, repo: str, commit: str) -> dict[str, bytes] | None:
         """The files of a commit; None after an answer that says why not."""
@@ -145,7 +220,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:end])
             self.wfile.flush()
         if end is not None:

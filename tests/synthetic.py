@@ -129,6 +129,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"scores.parquet": scores, "samples.parquet": _samples(scores, rng)}
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
+    if stage == "generate":
+        return {"spent.json": json.dumps({"read_tokens": 1000, "written_tokens": 5000, "flops": 1e9})}
     if stage == "trace":
         return {"aie.parquet": _aie(rng)}
     if stage == "structure":

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from scalpel import claims
-from scalpel.claims.estimate import Lacking, NotRun, Sample
+from scalpel.claims.estimate import Estimate, Lacking, NotRun, Sample
 from scalpel.claims.evidence import measured, published
 from scalpel.claims.judge import (
     APPEARS,
@@ -25,6 +25,7 @@ from scalpel.claims.judge import (
     Claim,
     Evidence,
     Outcome,
+    Part,
     outcomes,
 )
 from scalpel.claims.measures import change, gap, kl, layers_apart, score, steps
@@ -84,7 +85,7 @@ IN_DOMAIN = {  # probability of a right answer by difficulty, four answers a que
     "sft_3ep": level(0.45),
     "sft_qk_only": level(0.2),
     "sft_frozen_mlp": level(0.45),
-    "sft_near": level(0.372),  # gains as GRPO does
+    "sft_rate_tenth": level(0.372),  # gains as GRPO does
 }
 OTHERS = {  # GSM8k, AIME24, MMLU, MMLU-Pro, GPQA, IFEval
     "base": (0.80, 0.01, 0.62, 0.62, 0.30, 0.62),
@@ -93,7 +94,7 @@ OTHERS = {  # GSM8k, AIME24, MMLU, MMLU-Pro, GPQA, IFEval
     "sft_3ep": (0.60, 0.01, 0.30, 0.30, 0.36, 0.30),
     "sft_frozen_mlp": (0.65, 0.01, 0.20, 0.30, 0.50, 0.30),
     "sft_qk_only": (0.75, 0.01, 0.50, 0.50, 0.20, 0.50),
-    "sft_near": (0.70, 0.01, 0.44, 0.44, 0.40, 0.44),
+    "sft_rate_tenth": (0.70, 0.01, 0.44, 0.44, 0.40, 0.44),
     "sft_grpo_rate_3ep": (0.7, 0.01, 0.50, 0.50, 0.30, 0.50),
     "sft_oracle": (0.7, 0.01, 0.58, 0.58, 0.30, 0.58),
     "sft_own": (0.7, 0.01, 0.60, 0.60, 0.40, 0.60),
@@ -286,7 +287,7 @@ OPPOSED = {  # claim -> evidence in which the opposite appears
     "The rate makes most": swapped("change", "sft_3ep", "sft_grpo_rate_3ep"),
     "The rate makes little": kls(sft_grpo_rate_3ep=[0.01, 0.02, 0.04, 0.082]),
     "At GRPO's learning rate SFT still forgets": with_scores(sft_grpo_rate_3ep=known(0.9)),
-    "At equal gain": with_scores(sft_near=known(0.9)),
+    "At equal gain": with_scores(sft_rate_tenth=known(0.9)),
     "KL on the new task": rivalled(),
     "SFT on the labels": with_scores(sft_oracle=known(0.1)),
     "SFT on one's own": with_scores(sft_own=known(0.1)),
@@ -396,11 +397,20 @@ def test_seeds_that_disagree_undo_a_verdict():
     assert one.kind == UNDECIDED and "3 seeds" in one.measured and "seeds" in one.decides
 
 
+def of_z(z: float, family: str = "f") -> Claim:
+    """A claim whose difference is z standard errors."""
+    estimate = Estimate(0.01 * z, 0.01**2, 100, math.inf, math.nan, 1, "questions", ("grpo",))
+    return Claim(str(z), "", family, "", lambda e, m: [Part("x", estimate, m.score)])
+
+
 def test_families_share_their_level():
-    weak = with_scores(grpo={"gsm8k": 0.787}, sft_3ep={"gsm8k": 0.5})
-    alone, together = outcome("GSM8k drops", weak), outcomes(CLAIMS, weak, M)
-    place = CLAIMS.index(claim("GSM8k drops"))
-    assert together[place].p >= alone.p and together[place].level <= alone.level
+    """z = 2.2 has p = 0.028: enough alone, and in a family of two only beside one that is surer."""
+    alone = outcomes((of_z(2.2),), WHOLE, M)[0]
+    assert alone.kind == APPEARS and alone.p == pytest.approx(0.0278, abs=1e-4) and alone.level == 0.05
+    together = outcomes((of_z(2.2), of_z(0.3)), WHOLE, M)[0]
+    assert together.kind == UNDECIDED and together.p == pytest.approx(0.0556, abs=1e-4) and together.level == 0.025
+    assert [one.kind for one in outcomes((of_z(2.2), of_z(4.0)), WHOLE, M)] == [APPEARS, APPEARS]
+    assert outcomes((of_z(2.2), of_z(0.3, "another")), WHOLE, M)[0].kind == APPEARS
 
 
 def test_it_is_said_on_what_a_mean_rests():
@@ -448,7 +458,7 @@ def test_a_gain_beyond_the_limit_is_not_modest():
 
 def test_equal_gain_takes_the_checkpoint_that_is_nearest():
     found = outcome("At equal gain", WHOLE)
-    assert "sft_near" in found.measured
+    assert "sft_rate_tenth" in found.measured
     far = replace(
         WHOLE, course={run: tasks for run, tasks in WHOLE.course.items() if run in ("sft_3ep", "sft_qk_only")}
     )

@@ -163,7 +163,7 @@ def make(checkout: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("kind", OF)
-@pytest.mark.parametrize("target", ["status", "verify", "test-slurm", "demo"])
+@pytest.mark.parametrize("target", ["status", "clean-unused", "verify", "test-slurm", "demo"])
 def test_a_finished_environment_is_left_alone(checkout, kind, target):
     made_of(checkout, kind)
     if target == "demo":
@@ -181,7 +181,25 @@ def test_an_environment_of_other_locks_is_made_again_and_only_looked_at_by_statu
     with open(checkout / "envs" / "gpu.lock", "a") as lock:
         lock.write("\n")
     assert "pip install" in make(checkout, "-n", "test-slurm")
-    assert "pip install" not in make(checkout, "status")
+    for target in ("status", "clean-unused", "extend"):
+        assert "pip install" not in make(checkout, target)
+    assert "asked: -m scripts.status --scale cluster" in make(checkout, "status", "SCALE=cluster")
+    assert make(checkout, "clean-unused", "YES=1").split() == ["asked:", "-m", "scripts.clean_unused", "--yes"]
+
+
+def test_make_lists_every_target():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    targets = set(re.search(r"^\.PHONY:(.*)$", text, re.MULTILINE)[1].split()) - {"help", "setup-laptop"}
+    told = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {target for target in targets if f"make {target} " not in told.replace(":", " ")} == set()
+
+
+@pytest.mark.parametrize("target", ["status", "clean-unused", "verify", "repair", "card", "push", "extend"])
+def test_without_an_environment_looking_says_what_to_do_and_installs_nothing(checkout, target):
+    shutil.rmtree(checkout / ".venv")
+    done = subprocess.run(["make", target], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode and "error: there is no environment yet; run make setup" in done.stderr
+    assert not (checkout / ".venv").exists()
 
 
 @pytest.mark.parametrize("kind", OF)

@@ -504,3 +504,31 @@ def test_the_paper_s_text_and_its_code_are_variants_of_the_cluster_scale():
         plan({"as_published": "code"})
     with pytest.raises(UserError, match="no published variant is named 'cod'; did you mean 'code'"):
         plan({"scale": "cluster", "as_published": "cod"})
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("grop", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("train/grpo", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("kl.pdf", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
+        ("figures/kll.pdf", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
+        ("./results/figures/scalpel_vs_hammer/kl.pdv", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
+        ("train", "train is a rule of many results; name one of its files, such as results/train/"),
+        ("zzz", "zzz is no result of this plan; `make status` lists what there is."),
+    ],
+)
+def test_a_target_that_nothing_makes_gets_the_nearest_name(word, sentence, tmp_path):
+    plan = Plan(load({}, WORKFLOW), WORKFLOW, tmp_path)
+    grpo = plan.run("scalpel_vs_hammer", "grpo", 42).checkpoints
+    with pytest.raises(UserError) as caught:
+        plan.refuse_unknown([word])
+    assert sentence.format(grpo=grpo.digest) in str(caught.value)
+    fine = [
+        "all",
+        grpo.manifest,
+        f"./{grpo.manifest}",
+        str(tmp_path / grpo.manifest),
+        *plan.targets("scalpel_vs_hammer"),
+    ]
+    plan.refuse_unknown(fine, ["train", "all", grpo.manifest])

@@ -1,4 +1,4 @@
-"""Every figure at one and at two columns' width: text that can be read, panels that have room, runs told apart.
+"""Every figure of the full study at one and at two columns' width: readable text, panels with room, runs told apart.
 
 Colours are compared as somebody without M cones sees them (deuteranopia): Machado, Oliveira and Fernandes (2009), the
 matrix of severity 1 in linear RGB, and CIE 1976 distances in L*a*b* under D65, where 2.3 is just noticeable.
@@ -12,7 +12,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from scalpel import exhibits
 from scalpel.exhibits.style import PALETTE, WIDTHS
 from tests import synthetic
 from tests.test_exhibits import draw
@@ -82,29 +81,27 @@ def test_the_palette_is_told_apart():
 
 
 @pytest.mark.slow
-def test_every_kind_of_figure_is_shown_by_the_full_study(full):
-    shown = {d.recipe["kind"] for d in full[0].drawings.values() if d.folder in ("figures", "tables")}
-    assert shown == set(exhibits.kinds())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 2])
 def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
     problems = []
     for name in figures(full[0]):
-        figure = draw(full, name, FULL, columns=columns)
+        figure = draw(full, name, FULL, page_columns=columns)
         where = f"{name}, {columns} columns"
-        width, height = figure.get_size_inches()
-        assert width == WIDTHS[columns], where
+        assert figure.get_size_inches()[0] == WIDTHS[columns], where
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         small = {t.get_text(): t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
         problems += [f"{where}: {t!r} has {s} points" for t, s in small.items() if s < LEAST_POINTS]
+        assert not [axes for axes in figure.axes if axes.get_visible() and not axes.has_data()], (
+            f"{where}: an empty panel"
+        )
         for axes in (axes for axes in figure.axes if axes.get_visible() and axes.get_label() != "<colorbar>"):
-            box = axes.get_position()
-            sub = axes.figure.bbox.width / figure.bbox.width, axes.figure.bbox.height / figure.bbox.height
-            inches = box.width * sub[0] * width, box.height * sub[1] * height
+            box = axes.get_window_extent()
+            inches = box.width / figure.dpi, box.height / figure.dpi
             if any(have < least for have, least in zip(inches, LEAST_INCHES, strict=True)):
                 problems.append(f"{where}: a panel of {inches[0]:.2f} x {inches[1]:.2f} inches")
+            title, name = axes.title.get_window_extent(), axes.yaxis.label.get_window_extent()
+            if title.width > 1.4 * box.width or name.height > 1.4 * box.height:
+                problems.append(f"{where}: {axes.get_title()!r} or {axes.get_ylabel()!r} reaches beyond its panel")
         for legend in legends(figure):
             box = legend.get_window_extent()
             if box.x0 < -1 or box.x1 > figure.bbox.width + 1 or box.y0 < -1:
@@ -114,3 +111,14 @@ def test_text_panels_and_looks_at_the_width_of_columns(full, columns, tmp_path):
                 if mark == other_mark and distance(a, b) < LEAST_DISTANCE:
                     problems.append(f"{where}: {one.get_label()} and {other.get_label()} look alike")
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.slow
+def test_wrong_completions_with_the_most_tags_stand_first(full):
+    from tests.test_exhibits import table
+
+    frame = table(full, "hacked", FULL, count=2, characters=20)
+    of_tags = frame[frame["run"] == "grpo_tags"]
+    assert of_tags["accuracy"].tolist() == [0.0, 0.0] and of_tags["tags"].tolist() == [4, 4]
+    assert of_tags["step"].is_monotonic_decreasing and of_tags["tag count"].tolist() == [0.25, 0.25]
+    assert all(text.startswith("... ") and len(text) == 24 for text in of_tags["completion"])

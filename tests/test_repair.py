@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,20 @@ def test_results_may_be_a_link_to_a_folder_of_another_name(lab, tmp_path):
     code, words = lab.run("order", order.directory)
     assert code == 2 and "kept.parquet is missing" in words, "its input was found: made-up rows hold no such file"
     assert lab.jobs() == {}
+
+
+# ---------------------------------------------------------------- Snakemake's own report
+
+
+def test_snakemake_s_report_carries_exhibits_with_their_captions(lab):
+    study = yaml.safe_load((lab.root / "mine.yaml").read_text())
+    study["exhibits"]["kl"]["caption"] = "Divergence of each run from the model it began with."
+    lab.write(study=study)
+    lab.draw()
+    snakemake("--report", "report.zip", cwd=lab.root)
+    with zipfile.ZipFile(lab.root / "report.zip") as file:
+        names = file.namelist()
+        (page,) = [file.read(name).decode() for name in names if name.endswith("report.html")]
+    assert "Divergence of each run from the model it began with." in page
+    for shown in ("kl.png", "rewards.png", "norms.csv", "index.html"):
+        assert any(name.endswith(shown) for name in names), names

@@ -29,7 +29,7 @@ rule result:
     log:
         "logs/a result.log",
     shell:
-        command("program", "{{output:q}}", "a")
+        command("program", argument="{{output:q}}", label="a")
 """
 
 

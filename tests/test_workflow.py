@@ -100,6 +100,8 @@ def test_bad_config_is_one_sentence(config, sentence, tmp_path):
     [
         ("results/figures/scalpel_vs_hammer/kll.pdf", "did you mean 'results/figures/scalpel_vs_hammer/kl.pdf'?"),
         ("results/train/grop-{grpo}/manifest.json", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("grpo", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
+        ("--until=trian", "trian is no rule and no result of this plan; did you mean 'train'?"),
         ("results/figures/scalpel_vs_hammer/kl.pdf", None),
     ],
 )
@@ -113,6 +115,13 @@ def test_a_mistyped_target_gets_the_nearest_name(target, sentence, tmp_path):
     output = snakemake("-n", target.format(**fields), cwd=tmp_path, check=sentence is None)
     if sentence:
         assert sentence.format(**fields) in output and "exit status 0" not in output and "Exception" not in output
+
+
+def test_the_linter_says_what_decisions_md_argues_and_nothing_else(tmp_path):
+    shutil.copy(ROOT / "config.yaml", tmp_path / "config.yaml")
+    said = re.findall(r"^    \* (.*):$", snakemake("--lint", cwd=tmp_path, check=False), re.MULTILINE)
+    assert set(said) == {"Specify a conda environment or container for each rule."}
+    assert "snakemake --lint" in (ROOT / "docs" / "decisions.md").read_text()
 
 
 @pytest.mark.parametrize(

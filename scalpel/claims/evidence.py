@@ -46,11 +46,13 @@ def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: st
     keys = list(frame[by].drop_duplicates().itertuples(index=False, name=None))
     for key, place in zip(keys, np.split(np.arange(len(group)), np.flatnonzero(np.diff(group)) + 1), strict=True):
         starts = place[np.flatnonzero(np.diff(seeds[place], prepend=np.nan) != 0)]
-        rows = [
-            dict(zip(names[row].tolist(), values[row], strict=True)) for row in np.split(place, starts - place[0])[1:]
-        ]
-        shared = [name for name in rows[0] if all(name in row for row in rows)]
-        units = np.array([[row[name] for name in shared] for row in rows])
+        rows = np.split(place, starts - place[0])[1:]
+        if all(np.array_equal(names[row], names[rows[0]]) for row in rows):
+            shared, units = names[rows[0]].tolist(), np.stack([values[row] for row in rows])
+        else:
+            found = [dict(zip(names[row].tolist(), values[row], strict=True)) for row in rows]
+            shared = [name for name in found[0] if all(name in row for row in found)]
+            units = np.array([[row[name] for name in shared] for row in found])
         means = units.mean(axis=1) if shared else np.full(len(rows), math.nan)
         of_seeds = tuple(map(int, seeds[starts]))
         yield key, Sample(key[0], of_seeds, means, units, tuple(shared), what=what, trained=key[0] != BASE, **more)

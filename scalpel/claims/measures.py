@@ -151,7 +151,7 @@ def rests_on(evidence: Evidence, a: str, b: str, tasks: Sequence[str]) -> str:
 def slight(evidence: Evidence, margins: Margins, a: str, b: str, tasks: Sequence[str]) -> list[Part]:
     """score(a) above score(b), and by no more than is modest."""
     part = higher(evidence, margins, a, b, tasks)
-    return [part, part._replace(want="under", beyond=margins.modest, note="")]
+    return [part, part._replace(want="under", beyond=margins.modest)]
 
 
 def ratio(what: str, margin: float, a: Sample, b: Sample, want: str = "above") -> Part:

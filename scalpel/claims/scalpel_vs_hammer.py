@@ -37,6 +37,15 @@ WITHOUT_IFEVAL = KNOWLEDGE[:3]
 MLP = ("gate_proj", "up_proj", "down_proj")
 QUERY_KEY, VALUE_OUTPUT = ("q_proj", "k_proj"), ("v_proj", "o_proj")
 AT_RATE = ("sft_grpo_rate_3ep", "sft_grpo_rate_1ep", "sft_matched_grpo_rate")  # SFT at GRPO's rate; the first there is
+TEACHER = (
+    "sft_1ep",
+    "sft_3ep",
+    "sft_matched",
+    "sft_teacher",
+    "sft_rate_tenth",
+    "sft_rate_third",
+    *AT_RATE,
+)  # its answers
 PUBLISHED_AS = {"sft_grpo_rate_3ep": "sft_lr_1e-6"}  # the authors' made 571 steps, 3.7 epochs
 Judge = Callable[[Evidence, Margins], Sequence[Part]]
 
@@ -310,7 +319,7 @@ def own_answers_forget_less(e: Evidence, m: Margins) -> list[Part]:
 def at_equal_gain(e: Evidence, m: Margins) -> list[Part]:
     """Knowledge of GRPO's last checkpoint against that of the SFT checkpoint whose score in domain is nearest."""
     grpo = score(e, "grpo", IN_DOMAIN)
-    runs = [run for run in e.course if run.startswith("sft") and "frozen" not in run and "qk" not in run]
+    runs = [run for run in TEACHER if run in e.course]
     known = [
         (abs(tasks[IN_DOMAIN].mean - grpo.mean), run, place)
         for run in runs

@@ -30,6 +30,8 @@ def load(raw: dict, workflow: Path) -> Config:
     scale_file = named_file(workflow / "scales", user.scale, "config.yaml: scale", "scale")
     where = f"{scale_file.name} with config.yaml's overrides"
     scale_raw = merged(_as_published(user, workflow, read_yaml(scale_file)), user.overrides)
+    if user.tracking is not None:
+        scale_raw = merged(scale_raw, {"train_settings": {"tracking": user.tracking}})
     scale = validated(Scale, scale_raw, where)
     files, paths = {}, {}
     for study in user.studies:
@@ -284,7 +286,7 @@ def _check_names(config: Config, file: str) -> None:
             where = f"base_evaluated_as of study {study_name}"
             known(setting.base_evaluated_as, scale.models, where, "model")
             one, other = (
-                scale.models[name].model_dump(exclude={"chat_template"})
+                scale.models[name].model_dump(exclude={"chat_template", "license"})
                 for name in (setting.model, setting.base_evaluated_as)
             )
             if one != other:

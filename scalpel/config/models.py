@@ -64,6 +64,7 @@ class BaseModelSource(Strict):
 
     chat_template: NameOrPath = "scalpel_vs_hammer"
     config_edits: ConfigEdits = ConfigEdits()
+    license: Annotated[str, Field(max_length=60)] | None = None  # as the hub calls it: apache-2.0; for model cards
 
 
 class ToyModel(BaseModelSource):

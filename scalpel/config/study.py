@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny
 
 from scalpel.config.models import Given
 from scalpel.config.scale import Scale, Setting
-from scalpel.config.training import MethodRecipe
+from scalpel.config.training import MethodRecipe, Tracking
 from scalpel.config.types import Few, Name, NameOrPath, Recipe, Reference, Seed, Strict
 from scalpel.methods import AnyRecipe
 
@@ -105,6 +105,7 @@ class UserConfig(Strict):
     scale: Name = "laptop"
     studies: Annotated[list[NameOrPath], Field(min_length=1)] = ["scalpel_vs_hammer"]  # names, or paths of .yaml files
     as_published: Name | None = None  # a file of workflow/as_published, laid over its scale before `overrides`
+    tracking: Tracking | None = None  # where training runs report live, in place of train_settings.tracking
     overrides: dict[str, Any] = {}  # laid over the scale, key by key; null removes an entry
     runs: dict[
         Reference, dict[str, Any]

@@ -59,6 +59,9 @@ class MethodRecipe(Recipe):
         return raw
 
 
+Tracking = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
 class RolloutServer(Strict):
     """The processes that write completions (scalpel/inference/server.py); without one the ranks write their own."""
 
@@ -82,6 +85,7 @@ class TrainSettings(Strict):
     engine: Literal["single", "zero2", "fsdp"] = "single"  # how several ranks share the work
     offload: bool = False  # zero2: optimizer states in the host's memory
     server: RolloutServer | None = None  # for methods that sample
+    tracking: Tracking = "none"  # live curves; config.yaml's `tracking`, where that is given
     stop_before_seconds: Positive = 600  # before the job's time limit: save, and be queued again
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ def draw(frame, options, style):
     traces = list(frame.groupby(["run", "seed"], sort=False))
     runs = [run for (run, _), _ in traces]
     positions = [position for position in POSITIONS if position in set(frame["position"])]
-    across = 1 if options.columns == 1 else len(KINDS)
+    across = 1 if options.page_columns == 1 else len(KINDS)
     down = len(KINDS) // across
     figure = style.figure(9.5, 0.9 + 2.1 * len(traces) * down, "Average indirect effect of restored states")
     panels = figure.subplots(len(traces) * down, across, squeeze=False, sharey=True).reshape(len(traces), len(KINDS))

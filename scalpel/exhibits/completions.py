@@ -1,4 +1,4 @@
-"""Wrong completions of the last training steps with the most tags: what a model writes that exploits its rewards."""
+"""Completions of the last training steps, wrong ones with the most tags first: how a model exploits its rewards."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ class Options(ExhibitOptions):
 
 def table(results, options):
     """Columns run, seed, step, accuracy, format, tags (how many the completion holds), tag count (the reward), question
-    and completion. A run without a wrong completion in its last steps has no row."""
+    and completion: the end of it."""
     import pandas as pd
 
     from scalpel.grading.text import TAGS, tag_count
@@ -28,9 +28,11 @@ def table(results, options):
     rows = []
     for _, of_run in rollouts[rollouts["origin"] == "own"].groupby(["run", "seed"], sort=False):
         late = of_run[of_run["step"] > of_run["step"].max() - options.last_steps]
-        wrong = late[late["accuracy_reward"] == 0]
-        wrong = wrong.assign(tags=[sum(map(text.count, TAGS)) for text in wrong["completion"]])
-        chosen = wrong.sort_values(["tags", "step"], ascending=False, kind="stable").drop_duplicates("completion")
+        late = late.assign(
+            tags=[sum(map(text.count, TAGS)) for text in late["completion"]], wrong=late["accuracy_reward"] == 0
+        )
+        first = late.sort_values(["wrong", "tags", "step"], ascending=False, kind="stable")
+        chosen = first.drop_duplicates("completion")
         rows.append(chosen.head(options.count))
     found = pd.concat(rows, ignore_index=True)
     shown = [_end(text, options.characters) for text in found["completion"]]

@@ -95,7 +95,7 @@ def draw(frame, options, style):
     axes.axhline(0, color="#909090", linewidth=0.8)
     axes.axvline(0, color="#909090", linewidth=0.8)
     tasks = [task_name(task) for task in frame["tasks"].iloc[0].split()]
-    axes.set_xlabel(f"loss of {', '.join(tasks)} (points, mean)")
+    axes.set_xlabel(style.wrapped(f"loss of {', '.join(tasks)} (points, mean)", 45))
     axes.set_ylabel(f"gain on {', '.join(map(task_name, options.gain))} (points)")
     style.runs = [run for run in style.runs if run != BASE]
     style.legend(figure, loc="outside right center")

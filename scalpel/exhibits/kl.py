@@ -42,7 +42,7 @@ def draw(frame, options, style):
 
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     shown = list(frame.drop_duplicates(["source", "measure"])[["source", "measure"]].itertuples(index=False, name=None))
-    columns = 1 if options.columns == 1 else len(shown)
+    columns = 1 if options.page_columns == 1 else len(shown)
     rows = len(shown) // columns
     figure = style.figure(2.2 + 4.8 * len(shown), 3.8 * rows, f"KL divergence from the {MODEL[options.reference]}")
     panels = figure.subplots(rows, columns, squeeze=False).flat

@@ -25,8 +25,8 @@ class ExhibitOptions(Strict):
     width_inches: Inches | None = None
     height_inches: Inches | None = None
     # Of a page of two that it fills: 3.3 or 6.8 inches, with text of 7 points; None: a width of its own, for screens.
-    columns: Literal[1, 2] | None = None
-    font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points; where `columns` is given, it is 7
+    page_columns: Literal[1, 2] | None = None
+    font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points; where `page_columns` is given, it is 7
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
     labels: dict[str, str] = Field({})  # run -> name in the legend, in place of the study's look
     x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, over a chain of runs
@@ -36,9 +36,9 @@ class ExhibitOptions(Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_columns(cls, raw: Any):
-        if isinstance(raw, dict) and raw.get("columns"):
+        if isinstance(raw, dict) and raw.get("page_columns"):
             if raw.get("width_inches"):
-                raise ValueError("give `columns` or `width_inches`")
+                raise ValueError("give `page_columns` or `width_inches`")
             return {"font_size": PRINTED} | raw
         return raw
 

@@ -171,11 +171,11 @@ def draw(frame, options, style):
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(name)
+        axes.set_xlabel(style.wrapped(name))
         if x.max() >= 10**4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in panels[:: columns or 1]:
-        axes.set_ylabel("forgetting (points)")
+        axes.set_ylabel(style.wrapped("forgetting (points)"))
     for axes in panels[len(first) :]:
         axes.set_visible(False)
     shown = set(frame["run"])

@@ -85,7 +85,7 @@ def draw(frame, options, style):
         style.lines(axes, part, "value")
         if part["expected"].notna().any():
             style.lines(axes, part, "expected", points=False, linestyle=(0, (3, 1.5)))
-        axes.set_title(MEASURES[measure])
+        axes.set_title(style.wrapped(MEASURES[measure]))
         if measure in SHARES:
             axes.set_ylim(-0.02, 1.02)
         elif options.log_y:

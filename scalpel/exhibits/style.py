@@ -6,6 +6,7 @@ matplotlib and seaborn are imported inside the functions: the report takes runs'
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ MARKERS = "ovD^Ps*"  # seven: no divisor of the number of colours, so that a col
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # of lines without markers, of runs of one colour
 HATCHES = ("", "////", "....", "xxxx")  # of their bars
 WIDTHS = {1: 3.3, 2: 6.8}  # inches of one and two columns of a page
-PANEL = {None: 1.0, 1: 0.6, 2: 0.72}  # height of what is drawn there
+PANEL = {None: 1.0, 1: 0.8, 2: 0.8}  # height of what is drawn there
 LEGEND_ROW = 0.17  # inches
 BASE_COLOR = "#707070"
 DARK = "#303030"
@@ -90,7 +91,18 @@ class Style:
 
     def in_a_row(self, most: int) -> int:
         """How many panels of `most` stand in a row: two where the figure fills one column, three in two."""
-        return min(most, {None: most, 1: 2, 2: 3}[self.options.columns])
+        return min(most, {None: most, 1: 2, 2: 3}[self.options.page_columns])
+
+    def wrapped(self, text: str, letters: int = 16) -> str:
+        """A title or an axis' name, in lines of so many letters where panels are as small as in columns of a page."""
+        return textwrap.fill(text, letters) if self.options.page_columns else text
+
+    @property
+    def legend_columns(self) -> int:
+        """How many of the runs' names stand side by side in a column, or two, of a page."""
+        longest = max(len(self.label(run)) for run in self.runs)
+        name = self.options.font_size / 72 * (0.55 * longest + 5)  # inches: letters, and what stands before them
+        return max(1, min(len(self.runs), int(WIDTHS[self.options.page_columns or 2] / name)))
 
     def figure(self, width: float, height: float, title: str) -> Figure:
         """An empty figure; width and height in inches and the title are defaults that options replace.
@@ -100,11 +112,11 @@ class Style:
         from matplotlib.figure import Figure
 
         options = self.options
-        if options.columns:
-            width = WIDTHS[options.columns]
-            height = height * PANEL[options.columns] + LEGEND_ROW * -(-len(self.runs) // (2 * options.columns))
+        if options.page_columns:
+            width = WIDTHS[options.page_columns]
+            height = height * PANEL[options.page_columns] + LEGEND_ROW * -(-len(self.runs) // self.legend_columns)
         figure = Figure(figsize=(options.width_inches or width, options.height_inches or height))
-        size = options.font_size + (1.5 if options.columns is None else 0.5)
+        size = options.font_size + (1.5 if options.page_columns is None else 0.5)
         figure.suptitle(options.title or title, fontsize=size, fontweight="bold", wrap=True)
         return figure
 
@@ -174,7 +186,7 @@ class Style:
             for bar in bars if self.repeats[run] else ():
                 bar.set(hatch=HATCHES[self.repeats[run] % len(HATCHES)], edgecolor="white", linewidth=0)
         axes.errorbar(places, 100 * means["value"], 100 * means["stderr"], fmt="none", ecolor=DARK, elinewidth=0.8)
-        axes.set_xticks(range(len(tasks)), [task_name(task) for task in tasks])
+        axes.set_xticks(range(len(tasks)), [self.wrapped(task_name(task), 9) for task in tasks])
         axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 100), xlabel="", ylabel="score (%)")
         axes.grid(axis="x", visible=False)
 
@@ -192,10 +204,9 @@ class Style:
                 return Line2D([], [], color=color, marker=self.markers[run], label=label)
             return Line2D([], [], color=color, linestyle=DASHES[self.repeats[run] % len(DASHES)], label=label)
 
-        if self.options.columns and str(where.get("loc", "")).startswith("outside"):
-            where |= {"loc": "outside lower center", "ncols": min(len(self.runs), 2 * self.options.columns)}
-        elif self.options.columns and "ncols" in where:
-            where["ncols"] = min(where["ncols"], 2 * self.options.columns)
+        if self.options.page_columns:
+            where |= {"loc": "outside lower center"} if str(where.get("loc", "")).startswith("outside") else {}
+            where |= {"ncols": self.legend_columns}
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 

@@ -42,20 +42,20 @@ def draw(frame, options, style):
     columns = style.in_a_row(min(count, PANELS))
     rows = -(-count // columns)
     figure = style.figure(3.4 * columns + 0.2, 0.6 + 2.6 * rows, "Training")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (column, name) in zip(panels, options.columns.items(), strict=False):
         shown = frame[frame["column"] == column]
         for (run, _), line in shown.groupby(["run", "seed"], sort=False):
             axes.plot(line["x"], line["value"], color=style.colors[run], alpha=0.3, linewidth=0.7)
         style.lines(axes, shown, "smoothed", points=False)
-        axes.set_ylabel(name)
+        axes.set_ylabel(style.wrapped(name))
         if options.log_y:
             axes.set_yscale("log")
         elif options.limits:
             axes.set_ylim(options.limits)
         elif shown["value"].min() >= 0:
             axes.set_ylim(bottom=0)
-    for axes in list(panels)[count:]:
+    for axes in panels[count:]:
         axes.set_visible(False)
     if len(style.runs) > 1:
         style.legend(figure, "lines", loc="outside lower center", ncols=min(len(style.runs), 4))

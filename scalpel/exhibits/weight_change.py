@@ -48,7 +48,7 @@ def draw(frame, options, style):
     the y scale of what is ours, or of what is published.
     """
     sources = list(dict.fromkeys(frame["source"]))
-    height = 7.6 if options.columns == 1 else 4.4
+    height = 10.5 if options.page_columns == 1 else 4.8 if options.page_columns else 4.4
     figure = style.figure(9.0, 0.4 + height * len(sources), f"Relative weight change: {style.label(style.runs[0])}")
     parts = figure.subfigures(len(sources), 1, squeeze=False)[:, 0]
     for part, source in zip(parts, sources, strict=True):
@@ -58,7 +58,7 @@ def draw(frame, options, style):
     figure.legend(
         *overall.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=4 if options.columns == 1 else 7,
+        ncols=2 if options.page_columns == 1 else 4 if options.page_columns else 7,
         title='panel "mean over layers"',
     )
     return figure
@@ -74,7 +74,7 @@ def _draw_source(figure, frame, options, style):
     from scalpel.exhibits.results import PROJECTIONS
     from scalpel.exhibits.uncertainty import joined
 
-    panels = figure.subplots(*((4, 2) if options.columns == 1 else (2, 4)), sharey=True)
+    panels = figure.subplots(*((4, 2) if options.page_columns == 1 else (2, 4)), sharey=True)
     scale = Normalize(0, frame["x"].max())
     last = frame[frame["x"] == frame["x"].max()]
     lines = {"x": "layer", "y": "relative", "hue": "x", "palette": "viridis_r", "hue_norm": scale,
@@ -95,13 +95,15 @@ def _draw_source(figure, frame, options, style):
         overall.fill_between(line["x"], low, high, color=color, alpha=0.15, linewidth=0)
     overall.set_title("mean over layers")
     style.label_x(overall.xaxis)
+    of = options.reference
+    name = "relative change" if options.page_columns else rf"$\|W-W_{{{of}}}\|_F\,/\,\|W_{{{of}}}\|_F$"
     for row in panels:
-        row[0].set_ylabel(rf"$\|W-W_{{{options.reference}}}\|_F\,/\,\|W_{{{options.reference}}}\|_F$")
+        row[0].set_ylabel(name)
     if options.log_y:
         overall.set_yscale("log")
     else:
         overall.set_ylim(bottom=0)
     colours = matplotlib.cm.ScalarMappable(scale, "viridis_r")
-    beside = panels if options.columns == 1 else panels[0]
-    style.label_x(figure.colorbar(colours, ax=beside.flat, pad=0.02).ax.yaxis)
+    beside = panels if options.page_columns == 1 else panels[0]
+    style.label_x(figure.colorbar(colours, ax=list(beside.flat), pad=0.02).ax.yaxis)
     return overall

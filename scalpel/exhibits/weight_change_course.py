@@ -31,7 +31,7 @@ def draw(frame, options, style):
     """One panel for ours, one for what is published, each with its own scale."""
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     sources = list(dict.fromkeys(frame["source"]))
-    columns = 1 if options.columns == 1 else len(sources)
+    columns = 1 if options.page_columns == 1 else len(sources)
     rows = len(sources) // columns
     figure = style.figure(2.2 + 4.4 * len(sources), 3.8 * rows, "Relative weight change, mean over matrices")
     for axes, source in zip(figure.subplots(rows, columns, squeeze=False).flat, sources, strict=True):

@@ -38,6 +38,7 @@ from scalpel.methods.freezing import check_frozen
 from scalpel.methods.meter import FLOPS, WRITTEN, Meter, sampled_steps
 from scalpel.methods.ranks import Ranks
 from scalpel.methods.state import COMPLETE, Journal, digests, usable_state
+from scalpel.methods.tracking import tracking_arguments
 from scalpel.weights import DTYPES, SAFETENSORS
 
 TIME_LIMIT = "the job's time limit is near"
@@ -294,7 +295,7 @@ def common_arguments(run: TrainingRun, steps: int, gpu: bool | None = None) -> d
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would log the mean of the steps before in place of a NaN
         "save_strategy": "no",  # Saving asks for saves
-        "report_to": "none",
+        **tracking_arguments(settings.tracking, run.out),
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "average_tokens_across_devices": True,

@@ -10,6 +10,7 @@ from scalpel.checkpoints import last_model
 from scalpel.config.training import Trainable, TrainSettings
 from scalpel.methods import METHODS
 from scalpel.methods.loop import TrainingRun
+from scalpel.methods.tracking import check_tracking
 
 
 def train_job(job: Job, settings: TrainSettings) -> None:
@@ -18,6 +19,7 @@ def train_job(job: Job, settings: TrainSettings) -> None:
     Writes to the job's directory checkpoints/ and checkpoints.json, log.parquet, questions.parquet, trained.json and,
     for methods that sample, rollouts.parquet; leaves its resumable state in state/.
     """
+    check_tracking(settings.tracking)
     method = METHODS[job.recipe["method"]]
     recipe = method.Recipe.of_identity(job.recipe)
     trainable = recipe.trainable

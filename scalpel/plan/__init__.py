@@ -5,10 +5,11 @@ Nothing here imports torch or writes, `Plan.record` aside, which the Snakefile c
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from scalpel import claims, exhibits, published
@@ -25,7 +26,7 @@ from scalpel.plan.materials import Materials
 from scalpel.plan.model import Drawing, Entry, Run
 from scalpel.plan.runs import Runs
 from scalpel.plan.steps import Steps
-from scalpel.stages import REPORT
+from scalpel.stages import REPORT, STAGES
 
 
 class Plan:
@@ -170,17 +171,46 @@ class Plan:
         """Names of the exhibits of all studies whose files lie in results/<folder>; a stand-in if there are none."""
         return sorted({name for (_, name), d in self.drawings.items() if d.folder == folder}) or ["none"]
 
-    def refuse_unknown(self, words: list[str]) -> None:
-        """UserError for a word of a command line that is a file of results/ and that nothing here makes."""
+    def refuse_unknown(self, targets: Iterable[str], bounds: Iterable[str] = ()) -> None:
+        """UserError for a word of a command line that nothing here makes: with the nearest name, or, where it is a
+        run's or an exhibit's, with a file that stands for it. bounds: words that may be rules, too.
+        """
         made = [step.manifest for step in self.steps.values()]
         made += [file for drawing in self.drawings.values() for file in drawing.outputs]
-        folders = {file.split("/")[1] for file in made}
-        for word in words:
-            parts = word.removeprefix("./").split("/")
-            asked = parts[0] == "results" and len(parts) > 2 and parts[1] in folders
-            if asked and "/".join(parts) not in made and not (self.root / word).with_name(RECIPE).is_file():
-                same = [file for file in made if file.split("/")[1] == parts[1]]
-                raise UserError(f"{word} is no result of this plan{nearest('/'.join(parts), same)}.")
+        rules = (*STAGES, "figure", "table", REPORT)
+        for word in targets:
+            if word in rules:
+                some = [file for file in made if file.split("/")[1] in (word, f"{word}s")]
+                raise UserError(
+                    f"{word} is a rule of many results; name one of its files, such as {(some or made)[0]}."
+                )
+            if word != "all" and not self._is_made(word, made):
+                raise UserError(f"{word} is no result of this plan{self._meant(word, made)}.")
+        for word in bounds:
+            if word not in (*rules, "all") and not self._is_made(word, made):
+                meant = self._meant(word, made) if "/" in word else nearest(word, rules)
+                raise UserError(f"{word} is no rule and no result of this plan{meant}.")
+
+    def _is_made(self, word: str, made: list[str]) -> bool:
+        """Whether a file is of this plan, or of a recipe that lies in results/."""
+        place = os.path.normpath(os.path.relpath(word, self.root.resolve()) if os.path.isabs(word) else word)
+        return place in made or (place.endswith(MANIFEST) and (self.root / place).with_name(RECIPE).is_file())
+
+    def _meant(self, place: str, made: list[str]) -> str:
+        """What a mistyped target may have meant: a file, or that of a run or exhibit of such a name."""
+        short: dict[str, str] = {}
+        for runs in self.runs.made.values():
+            short.setdefault(runs.name, runs.checkpoints.manifest)
+        for drawing in self.drawings.values():
+            short.setdefault(drawing.name, drawing.files[0])
+        short |= {Path(file).name: file for file in made if not file.endswith(MANIFEST)}
+        parts = place.split("/")
+        if parts[0] == RESULTS and len(parts) > 2:
+            short = {file: file for file in made if file.split("/")[1] == parts[1]} or {file: file for file in made}
+            found = difflib.get_close_matches(place, short, n=1)
+        else:
+            found = difflib.get_close_matches(parts[-1], short, n=1)
+        return f"; did you mean {short[found[0]]!r}?" if found else "; `make status` lists what there is"
 
     def missing(self) -> list[Step]:
         """Steps without a manifest."""

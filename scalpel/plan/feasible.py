@@ -16,6 +16,7 @@ from scalpel.cost.shape import positions_of, shape_of
 from scalpel.errors import UserError
 from scalpel.evaluation.tasks import WITH_SOLUTIONS, check_task
 from scalpel.methods import METHODS
+from scalpel.methods.tracking import check_tracking
 from scalpel.plan import Plan
 from scalpel.plan.model import Run
 from scalpel.plan.sizes import refuse_what_is_too_large
@@ -120,6 +121,7 @@ def _check_caps(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
 
 
 def _check_run(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
+    check_tracking(plan.config.scale.train_settings.tracking)
     METHODS[spec.recipe.method].check(spec.recipe, plan.config.scale.train_settings)
     _check_layers(plan, run)
     _check_supply(plan, setting, run)

@@ -1,19 +1,4 @@
-# What is shown keeps stable names, so its name does not say whether it is current: the .json beside it does, which is
-# written last. Snakemake itself would go by clocks, or by notes of its own that a copy of results/ does not have.
-
-
-def drawn(w, current):
-    """The files an exhibit is made of if it is `current`, or if it is not; then it is drawn, too."""
-    drawing = plan.drawings[w.study, w.get("exhibit", REPORT)]
-    if plan.is_current(drawing) != current:
-        return []
-    if not current:
-        workflow.dag.forcefiles.update(drawing.outputs)
-    return drawing.inputs
-
-
-def recipe(w):
-    return plan.drawings[w.study, w.get("exhibit", REPORT)].recipe_path
+# Figures, tables and reports; functions of workflow/rules/common.smk say which are current.
 
 
 rule figure:
@@ -21,7 +6,8 @@ rule figure:
         ancient(lambda w: drawn(w, current=True)),
         lambda w: drawn(w, current=False),
     output:
-        multiext("results/figures/{study}/{exhibit}", ".pdf", ".png", ".svg", ".csv", ".json"),
+        multiext("results/figures/{study}/{exhibit}", ".pdf", ".svg", ".csv", ".json"),
+        in_report("results/figures/{study}/{exhibit}.png"),
     log:
         "results/logs/figures/{study}/{exhibit}.log",
     wildcard_constraints:
@@ -29,8 +15,9 @@ rule figure:
     localrule: True
     params:
         recipe=recipe,
+        caption=caption,
     shell:
-        command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
+        command("figure", "exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
 
 rule table:
@@ -38,7 +25,8 @@ rule table:
         ancient(lambda w: drawn(w, current=True)),
         lambda w: drawn(w, current=False),
     output:
-        multiext("results/tables/{study}/{exhibit}", ".csv", ".json"),
+        in_report("results/tables/{study}/{exhibit}.csv"),
+        "results/tables/{study}/{exhibit}.json",
     log:
         "results/logs/tables/{study}/{exhibit}.log",
     wildcard_constraints:
@@ -46,8 +34,9 @@ rule table:
     localrule: True
     params:
         recipe=recipe,
+        caption=caption,
     shell:
-        command("exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
+        command("table", "exhibit", "{params.recipe:q}", "{wildcards.exhibit}")
 
 
 rule report:
@@ -55,11 +44,13 @@ rule report:
         ancient(lambda w: drawn(w, current=True)),
         lambda w: drawn(w, current=False),
     output:
-        multiext("results/report/{study}/index", ".html", ".json"),
+        in_report("results/report/{study}/index.html"),
+        "results/report/{study}/index.json",
     log:
         "results/logs/report/{study}.log",
     localrule: True
     params:
         recipe=recipe,
+        caption=caption,
     shell:
-        command("report", "{params.recipe:q}", "{wildcards.study}")
+        command("report", argument="{params.recipe:q}", label="{wildcards.study}")

@@ -18,5 +18,7 @@ for stage in STAGES:
         threads: threads(stage)
         resources:
             **resources(stage),
+        params:
+            stage=stage,  # what a shell command names is looked up when the job starts, and the loop has ended by then
         shell:
-            command("{rule}")
+            command("{params.stage}")

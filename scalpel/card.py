@@ -1,0 +1,170 @@
+"""A model card of one checkpoint, in the hub's form: what it is, how it was made, of what, how well it does.
+
+Written on demand and never into a result: a finished result holds what its manifest lists. All is read from the plan
+and from finished results. The form: https://huggingface.co/docs/hub/model-cards
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from scalpel.artifact.checking import checked_folder
+from scalpel.artifact.files import PROVENANCE, read_json
+from scalpel.artifact.step import Step
+from scalpel.checkpoints import Checkpoint, checkpoints
+from scalpel.errors import UserError
+from scalpel.exhibits.results import Results, task_name, task_order
+from scalpel.plan import Plan
+from scalpel.plan.model import Run
+
+LIBRARY = "transformers"
+MADE_OF = ("toy", "data", "generate", "common", "order", "train")  # stages that are told as its data
+
+
+class Shared(NamedTuple):
+    """One checkpoint of a finished run."""
+
+    plan: Plan
+    run: Run
+    checkpoint: Checkpoint
+
+
+def shared(plan: Plan, run: Run, step: int | None = None) -> Shared:
+    """The checkpoint of a run after so many optimizer steps (None: the last), its files hashed against the manifest.
+
+    UserError when the run is not finished or has no such checkpoint.
+    """
+    made = run.checkpoints
+    if not made.finished(plan.root):
+        raise UserError(f"{made.directory} is not finished; make it by: .venv/bin/snakemake --cores 2 {made.manifest}")
+    there = {item.step: item for item in checkpoints(plan.root / made.directory)}
+    if step is None:
+        step = max(there)
+    if step not in there:
+        raise UserError(
+            f"{made.directory} has no checkpoint after step {step}, but {', '.join(map(str, sorted(there)))}."
+        )
+    checked_folder(there[step].path)
+    return Shared(plan, run, there[step])
+
+
+def card(what: Shared) -> str:
+    """The text of README.md."""
+    licence = licence_of(what)
+    parts = [f"---\n{yaml.safe_dump(metadata(what), sort_keys=False, allow_unicode=True)}---\n", _opening(what)]
+    parts.append(
+        f"**Licence.** The base model's: `{licence}`."
+        if licence
+        else "**Licence.** That of the base model, which was not recorded here: look at the model it was made from."
+    )
+    parts += [f"## Training\n\n{_training(what)}", f"## Data\n\n{_data(what)}", f"## Scores\n\n{_scores(what)}"]
+    parts.append(f"## Made by\n\n{_made_by(what)}")
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def metadata(what: Shared) -> dict[str, Any]:
+    """The YAML block at the head of the card."""
+    recipe, repo = what.run.spec.recipe, _hub_of(what.run.base)
+    tags = ["scalpel", *([recipe.method] if recipe else [])]
+    found: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "text-generation", "tags": tags}
+    licence = licence_of(what)
+    found |= {"license": licence} if licence else {}
+    found |= {"base_model": repo["repo"], "base_model_relation": "finetune"} if repo else {}
+    datasets = [step.recipe["repo"] for step in _behind(what.run.checkpoints) if _is_hub_dataset(step)]
+    return found | ({"datasets": sorted(set(datasets))} if datasets else {})
+
+
+def licence_of(what: Shared) -> str | None:
+    """The licence of the base model as the hub calls it, where config or scale say one (`models.<name>.license`)."""
+    models = what.plan.config.scale.models
+    model = models.get(what.run.base.name)
+    return model.license if model else None
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _opening(what: Shared) -> str:
+    run, made = what.run, what.run.checkpoints
+    repo = _hub_of(run.base)
+    base = f"[{repo['repo']}](https://huggingface.co/{repo['repo']}) at `{repo['revision']}`" if repo else (
+        "a small model trained from nothing in a generated world" if run.base.recipe.get("kind") == "toy"
+        else f"the local model `{run.base.name}`"
+    )  # fmt: skip
+    said = " ".join(what.plan.config.scale.description.split())
+    identity = f"{made.name}-{made.digest}"
+    return (
+        f"# {run.name}\n\nRun `{run.name}` of study `{run.study}` (seed {run.seed}) at scale "
+        f"`{what.plan.config.scale_name}`: the checkpoint after {what.checkpoint.step} optimizer steps, made from "
+        f"{base}.\n\n{said}\n\nIts identity is `{identity}`: the digest of recipe, inputs and stage version."
+    )
+
+
+def _training(what: Shared) -> str:
+    spec = what.run.spec
+    if spec.recipe is None:
+        return "These checkpoints were made elsewhere and given to the study; how is not recorded here."
+    axes = {"start_from": spec.start_from, "data_from": spec.data_from, "layers_from": spec.layers_from}
+    lines = {name: value for name, value in axes.items() if value} | spec.recipe.model_dump(mode="json")
+    text = yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
+    return f"The whole recipe:\n\n```yaml\n{text}```"
+
+
+def _data(what: Shared) -> str:
+    lines = []
+    for step in _behind(what.run.checkpoints):
+        if _is_hub_dataset(step):
+            lines.append(f"- `{step.recipe['repo']}` at `{step.recipe['revision']}`")
+        elif step.stage in MADE_OF and step is not what.run.checkpoints:
+            lines.append(f"- {step.stage} `{step.name}-{step.digest}`")
+    return "\n".join(dict.fromkeys(lines)) or "Not recorded here."
+
+
+def _scores(what: Shared) -> str:
+    plan, run = what.plan, what.run
+    mine = [
+        entry.record() for entry in plan.entries[run.study]
+        if entry.stage == "evaluate" and (entry.run, entry.seed) == (run.name, run.seed)
+        and entry.step.finished(plan.root)
+    ]  # fmt: skip
+    if not mine:
+        return "This checkpoint was not evaluated."
+    frame = Results.of_entries(mine, plan.root / "results").scores()
+    frame = frame[frame["step"] == what.checkpoint.step]
+    if frame.empty:
+        return "This checkpoint was not evaluated; others of the run were."
+    rows = {row["task"]: row for row in frame.to_dict("records")}
+    lines = [f"| {task_name(task)} | {100 * rows[task]['value']:.1f} ± {100 * rows[task]['stderr']:.1f} "
+             f"| {rows[task]['questions']} |" for task in task_order(rows)]  # fmt: skip
+    return "\n".join(["| benchmark | score in percent, one standard error | questions |", "|---|---:|---:|", *lines])
+
+
+def _made_by(what: Shared) -> str:
+    path = what.plan.root / what.run.checkpoints.directory / PROVENANCE
+    made = read_json(path) if path.is_file() else {}
+    packages = ", ".join(f"{name} {version}" for name, version in made.get("packages", {}).items())
+    commit = f" at commit `{made['commit']}`" if made.get("commit") else ""
+    return f"Scalpel{commit}" + (f" with {packages}." if packages else ".")
+
+
+def _behind(step: Step) -> list[Step]:
+    """All results that a result is made of, each once; but the benchmarks that its rows may not overlap with."""
+    found: dict[str, Step] = {}
+    todo = [step]
+    while todo:
+        at = todo.pop(0)
+        if at.digest not in found:
+            found[at.digest] = at
+            todo += [other for other in at.inputs.values() if other.stage != "questions"]
+    return list(found.values())
+
+
+def _hub_of(base: Step) -> dict | None:
+    """Repository and revision of a base model that was fetched."""
+    return base.inputs["fetch"].recipe if "fetch" in base.inputs else None
+
+
+def _is_hub_dataset(step: Step) -> bool:
+    return step.stage == "fetch" and step.recipe["type"] == "dataset"

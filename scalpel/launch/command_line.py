@@ -1,0 +1,27 @@
+"""What a command line of Snakemake asks for, read by Snakemake's own parser before the plan's DAG is built."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """Words of a command line: what is to be made, and the rules or files named by --until, --omit-from, --forcerun."""
+
+    targets: list[str]
+    bounds: list[str]
+
+
+def asked() -> Asked:
+    """Of this process; nothing where another program than Snakemake's own reads the Snakefile."""
+    if Path(sys.argv[0]).name not in ("snakemake", "snakemake.exe") and not sys.argv[0].endswith(
+        "snakemake/__main__.py"
+    ):
+        return Asked([], [])
+    from snakemake.cli import get_argument_parser
+
+    found, _ = get_argument_parser().parse_known_args(sys.argv[1:])
+    bounds = [*(found.until or ()), *(found.omit_from or ()), *(found.forcerun or ())]
+    return Asked(sorted(found.targets or ()), sorted(map(str, bounds)))
