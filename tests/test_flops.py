@@ -132,6 +132,28 @@ def test_each_kind_of_pass_is_measured(measured):
     assert not reusing.drop(first)[["scored", "written"]].to_numpy().any(), "later steps of a batch write nothing"
 
 
+def test_a_run_that_failed_after_a_checkpoint_ends_with_the_same_measurements(
+    measured, tiny_base, tiny_data, tmp_path, monkeypatch
+):
+    """In the midst of a batch; a step measured after the last state is forgotten and measured again."""
+    monkeypatch.setattr(Grader, "grade_many", graded)
+    after = loop.MethodTrainer.after_step
+
+    def failing(self, step):
+        if step == 6:
+            raise RuntimeError("a node died")
+        after(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.MethodTrainer, "after_step", failing)
+        with pytest.raises(RuntimeError, match="a node died"):
+            train(REUSING, tiny_base, tiny_data, tmp_path / "run")
+    assert len((tmp_path / "run" / "state" / "flops.jsonl").read_text().splitlines()) == 5, "one after the last state"
+    train(REUSING, tiny_base, tiny_data, tmp_path / "run")
+    for name in ("flops.parquet", "log.parquet", "rollouts.parquet"):
+        assert (tmp_path / "run" / name).read_bytes() == (measured["reusing"] / name).read_bytes()
+
+
 def test_a_run_that_fails_leaves_no_counter_behind(tiny_base, tiny_data, tmp_path, monkeypatch):
     def failing(*_, **__):
         raise RuntimeError("in the midst of a measured step")
