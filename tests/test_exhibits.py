@@ -790,6 +790,8 @@ def all_equal(stage, run, frame):
 
 
 def one_checkpoint(stage, run, frame):
+    if "step" not in frame:
+        return frame
     return frame[frame["step"] == frame["step"].max()] if stage != "train" else frame[frame["step"] == 1]
 
 
