@@ -44,7 +44,7 @@ PROBES = [
     {"name": "accumulation", "passed": True, "found": "lost: none", "expected": "all 4 of 1", "tolerance": "none"},
     {"name": "log-probabilities of transformers", "passed": True, "found": "as an audit without the other fields"},
 ]
-KEPT = pd.DataFrame({"row": range(50), "tokens": 90, "prompt_tokens": 30})
+KEPT = pd.DataFrame({"row": range(1500), "tokens": 90, "prompt_tokens": 30})
 Content = dict[str, pd.DataFrame | str]  # file name -> what it holds
 
 

@@ -262,7 +262,7 @@ def test_results_may_be_a_link_to_a_folder_of_another_name(lab, tmp_path):
     assert code == 2 and "is missing; run snakemake once" in words
     lab.draw()
     code, words = lab.run("order", order.directory)
-    assert code == 2 and "kept.parquet is missing" in words, "its input was found: made-up rows hold no such file"
+    assert code == 0, f"its input was not found: {words}"
     assert lab.jobs() == {}
 
 
