@@ -29,7 +29,7 @@ SCORES = {  # final scores: maths up, knowledge down, and how far for each run
     "sft_1ep": {"math_500": 0.45, "gsm8k": 0.43, "mmlu": 0.60, "mmlu_pro": 0.45, "ifeval": 0.40},
     "sft_3ep": {"math_500": 0.70, "gsm8k": 0.66, "mmlu": 0.45, "mmlu_pro": 0.30, "ifeval": 0.30},
     "sft_matched": {"math_500": 0.50, "gsm8k": 0.47, "mmlu": 0.55, "mmlu_pro": 0.40, "ifeval": 0.35},
-    "sft_grpo_rate_1ep": {"math_500": 0.40, "gsm8k": 0.41, "mmlu": 0.80, "mmlu_pro": 0.60, "ifeval": 0.50},
+    "sft_grpo_rate_1ep": {"math_500": 0.40, "gsm8k": 0.41, "mmlu": 0.84, "mmlu_pro": 0.66, "ifeval": 0.55},
     "sft_own_all": {"math_500": 0.66, "gsm8k": 0.64, "mmlu": 0.70, "mmlu_pro": 0.55, "ifeval": 0.40},
 }
 DROPS = (
