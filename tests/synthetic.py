@@ -132,7 +132,8 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     if stage == "kl":
         return {"kl.parquet": _kl(run, rng)}
     if stage == "generate":
-        return {"spent.json": json.dumps({"read_tokens": 1000, "written_tokens": 5000, "flops": 1e9})}
+        spent = {"read_tokens": 1000, "written_tokens": 5000, "flops": 1e9}
+        return {"drops.csv": DROPS, "spent.json": json.dumps(spent)}
     if stage == "trace":
         return {"aie.parquet": _aie(rng)}
     if stage == "structure":
@@ -141,7 +142,7 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"weight_change.parquet": _weight_change(run, rng)}
     if stage == "base":
         return {"model/config.json": json.dumps(CONFIG)}
-    return {"drops.csv": DROPS, "kept.parquet": KEPT} if stage == "data" else {}
+    return {"drops.csv": DROPS, "kept.parquet": KEPT} if stage in ("data", "common") else {}
 
 
 def _sequences(steps: int, samples: bool, rng) -> Content:

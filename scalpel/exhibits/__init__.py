@@ -107,10 +107,10 @@ def _load(path: Path, where: str) -> ModuleType:
 
 
 def report_code() -> str:
-    """Hash of what writes the report: scalpel/report, scalpel/claims and what they share with exhibits."""
+    """Hash of what writes the report: scalpel/report, scalpel/claims, known bugs and what they share with exhibits."""
     folders = [HERE.parent / "report", HERE.parent / "claims"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".jinja", ".css"))
-    return _code(*files, *SHARED_FILES)
+    return _code(*files, HERE.parent / "audit" / "known.py", *SHARED_FILES)
 
 
 def _code(*paths: Path) -> str:

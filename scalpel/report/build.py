@@ -76,7 +76,7 @@ def page(opened: drawing.Opened) -> str:
         has_published=any(one.there for one in found),
         exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
         audits=audits.audits(results.of("train"), label),
-        data=[(result.run, drops.drops(result.step)) for result in results.of("data")],
+        data=[(result.run, drops.drops(result.step)) for result in results.of("data", "generate", "common")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
         sampling=[f"{field} {tables.text_of(value)}" for field, value in evaluation.items()],
