@@ -37,7 +37,8 @@ DROPS = (
     "kept,1500,trained on\nread,3000,all rows\n"
 )
 CHECKPOINTS = 8  # of each run
-COUNTS = {"sft_own_all": 10}  # but for runs of which the study says how many
+# But for runs of which the study says how many.
+COUNTS = dict.fromkeys(("sft_own_all", "sft_teacher", "sft_own", "sft_oracle"), 10)
 CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
           "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
 PROBES = [
@@ -117,14 +118,16 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
     rng = np.random.default_rng([seed, *stage.encode(), *run.encode()])
     if stage == "train":
         log = _log(run, rng)
-        if recipe["method"] != "sft" and run != "grpo":
+        if recipe["method"] != "sft":
             more = {"accuracy_reward": 0.4 + log["step"] / 200, "completion_length": 40.0 + log["step"]}
             log = log.assign(**{name: column for name, column in more.items() if name not in log})
         steps = checkpoint_steps(run)
         made = {"log.parquet": log, "checkpoints.json": checkpoints_json(steps)}
         made |= {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
-        made |= {"rollouts.parquet": _rollouts(run)} if run.startswith("grpo_") else {}
-        return made | _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
+        made |= _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
+        if "rollouts.parquet" in made:
+            made["rollouts.parquet"] = _with_texts(made["rollouts.parquet"], run)
+        return made
     if stage == "evaluate":
         wanted = [checkpoint_steps(run)[index - 1] for index in recipe["checkpoints"]] or [0]
         scores = _scores(run, wanted, list(recipe["tasks"]), seed, rng)
@@ -182,16 +185,12 @@ def _log(run: str, rng) -> pd.DataFrame:
     return pd.DataFrame(log)
 
 
-def _rollouts(run: str) -> pd.DataFrame:
-    """Two completions of each of the last two steps, a right one and a wrong one that ends in tags."""
+def _with_texts(rollouts: pd.DataFrame, run: str) -> pd.DataFrame:
+    """Every second completion is right; of one run, the wrong ones end in tags."""
     tags = "\n</answer>" * 3 if run == "grpo_tags" else ""
-    return pd.DataFrame(
-        [
-            {"step": step, "origin": "own", "prompt": "How many?", "completion": f"<think>\n{step}{tags * (1 - right)}",
-             "accuracy_reward": float(right), "format_reward": 0.0}
-            for step in (STEPS.get(run, 40) - 1, STEPS.get(run, 40)) for right in (0, 1)
-        ]
-    )  # fmt: skip
+    right = np.arange(len(rollouts)) % 2
+    texts = [f"<think>\n{step}{tags * (1 - ok)}" for step, ok in zip(rollouts["step"], right, strict=True)]
+    return rollouts.assign(prompt="How many?", completion=texts, accuracy_reward=right.astype(float), format_reward=0.0)
 
 
 def _aie(rng) -> pd.DataFrame:

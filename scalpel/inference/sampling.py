@@ -140,7 +140,8 @@ def _read(model, prompts: list[list[int]], pad: int, cache):
     Returns logits (prompts, vocabulary) after each, which columns of the cache each one sees, and next positions.
     """
     device = model.device
-    prefix = common_prefix(prompts)
+    # Layers that see a window count columns, padding too: it must stand to the left of everything then.
+    prefix = common_prefix(prompts) if _all_layers_see_all(model.config) else 0
     if prefix:
         forward(model, torch.tensor([prompts[0][:prefix]], device=device), cache)
         cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
@@ -162,10 +163,15 @@ def forward(model, ids, cache, mask=None, positions=None):
 
 
 def _one_mask_for_all_layers(config) -> bool:
-    """Whether every layer sees all that came before, so that transformers may be given the mask it would make."""
+    """Whether transformers may be given the mask that it would make for every layer."""
+    return config._attn_implementation == "sdpa" and _all_layers_see_all(config)
+
+
+def _all_layers_see_all(config) -> bool:
+    """Whether every layer sees all that came before."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return config._attn_implementation == "sdpa" and set(kinds) == {"full_attention"} and window is None
+    return set(kinds) == {"full_attention"} and window is None
 
 
 def pick(logits, draws, temperature: float, top_p: float, logprobs: bool = False, top_k: int | None = None):
