@@ -102,7 +102,8 @@ def test_claims_stand_with_interval_margin_and_both_verdicts(page):
     assert "Learning rates differ 10-fold: SFT, 3 epochs 0.001, GRPO 0.0001." in text
     assert "Learning rates differ 50-fold: SFT, 3 epochs 5e-05, GRPO 1e-06." in text
     assert "rests on IFEval, prompts; without it: +0.7 [" in text, "on what the paper's finding rests"
-    assert "questions (64 asked)" in text and "nothing published for this test" in text
+    assert re.search(r"some \d+ questions \(\d+ asked\)", text)
+    assert "nothing published for this test" in text
     assert sum(map(int, re.findall(r'<td class="number">(\d+)</td>', section)[0::2])) == len(CLAIMS)
     assert section.count('scope="rowgroup"') == len({claim.family for claim in CLAIMS})
 
