@@ -75,7 +75,7 @@ demo: setup
 	@echo "Open results/report/scalpel_vs_hammer/index.html"
 
 test: setup check
-	$(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(CORES) --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m campaign -n $(CORES) --dist worksteal --durations=0 --durations-min=5

@@ -226,9 +226,17 @@ def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("method", ["sft", "grpo"])
 @pytest.mark.parametrize(
-    "layout", [{"engine": "zero2"}, {"engine": "zero2", "offload": True}, {"engine": "fsdp"}], ids=str
+    ("layout", "method"),
+    [
+        ({"engine": "zero2"}, "sft"),
+        ({"engine": "fsdp"}, "grpo"),
+        pytest.param({"engine": "zero2"}, "grpo", marks=pytest.mark.campaign),
+        pytest.param({"engine": "zero2", "offload": True}, "sft", marks=pytest.mark.campaign),
+        pytest.param({"engine": "zero2", "offload": True}, "grpo", marks=pytest.mark.campaign),
+        pytest.param({"engine": "fsdp"}, "sft", marks=pytest.mark.campaign),
+    ],
+    ids=str,
 )
 def test_several_ranks_pass(layout, method, tmp_path):
     settings = TrainSettings(ranks=2, **layout)

@@ -149,6 +149,7 @@ def wait_for(condition, process: subprocess.Popen, run: Run):
         time.sleep(0.01)
 
 
+@pytest.mark.campaign
 def test_server_killed_while_it_writes_completions(make, grpo):
     run = make(GRPO, RANKS | {"server": SERVER})
     process = run.start()
@@ -163,6 +164,7 @@ def test_server_killed_while_it_writes_completions(make, grpo):
     assert run.log().count("starting it again") == 2 and not run.processes()
 
 
+@pytest.mark.campaign
 def test_server_that_keeps_dying_ends_the_job(make):
     broken = SERVER | {"restarts": 1}
     run = make(GRPO.model_copy(update={"inference": "vllm"}), RANKS | {"server": broken})
@@ -172,7 +174,7 @@ def test_server_that_keeps_dying_ends_the_job(make):
     assert time.monotonic() - started < 100 and not run.processes()
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.campaign)])
 def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
     """SIGKILL of a rank fails the job and ends the others; SIGTERM of the job saves and exits with AGAIN."""
     run = make(GRPO, RANKS | {"server": SERVER})

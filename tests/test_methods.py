@@ -121,7 +121,9 @@ def interrupted(recipe, model, data, out, of=None, kills=(0.0, 0.15)) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.campaign] * (name not in ("sft", "grpo"))) for name in RECIPES]
+)
 def test_killed_at_any_moment_ends_bitwise_equal(name, finished, tiny_base, tiny_data, tmp_path):
     """kill -9 right after a state, between states, and while a state is written; the runs span epochs."""
     recipe, out = RECIPES[name], tmp_path / "run"

@@ -290,7 +290,9 @@ def test_killed_at_any_moment_ends_bitwise_equal(method, tiny_base, tiny_data, t
 
 @pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize(("method", "engine"), [("luffy", "zero2"), ("relift", "fsdp")])
+@pytest.mark.parametrize(
+    ("method", "engine"), [("luffy", "zero2"), pytest.param("relift", "fsdp", marks=pytest.mark.campaign)]
+)
 def test_two_ranks_train_as_one(method, engine, make):  # noqa: F811
     """Completions by a server. Five questions x 4 rows do not divide by ranks x micro-batch."""
     given = recipe(method, questions_per_step=5, generations=3, updates=1, steps=3, learning_rate=1e-3, temperature=1.0)

@@ -205,7 +205,7 @@ def test_complete_run(folder):
 
 
 @pytest.mark.workflow
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_real_files(shared_data, tmp_path):
     """Real AMC/AIME problems as training rows and real MATH-500, GSM8K, MMLU, MMLU-Pro and IFEval questions."""
     config = (ROOT / "tests" / "real.yaml").read_text().replace("SHARED", str(shared_data))
