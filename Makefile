@@ -80,7 +80,7 @@ test: setup check
 SIDE_BY_SIDE := tests/test_fuzz.py tests/test_methods.py tests/test_mixed_methods.py
 test-slow: setup
 	$(BIN)/python -m pytest -q -m campaign -n $(CORES) --dist worksteal --durations=0 --durations-min=5 $(SIDE_BY_SIDE)
-	@# One at a time: two releases of DeepSpeed would compile into one folder.
+	@# One at a time: these start ranks, servers and whole workflows that share the cores themselves.
 	$(BIN)/python -m pytest -q -m campaign --durations=0 --durations-min=5 $(SIDE_BY_SIDE:%=--ignore=%)
 
 test-slurm: setup

@@ -39,8 +39,9 @@ try:
     if not RECORDED:
         refuse_what_cannot_run(plan)
     if workflow.is_main_process:
-        plan.refuse_unknown(*asked())
-        refuse_retired(plan, sys.argv[1:])
+        words = asked()
+        plan.refuse_unknown(*words)
+        refuse_retired(plan, words.targets)
     site = load_site(Path(workflow.basedir) / "slurm" / "site.yaml", os.environ)
 except UserError as error:
     raise WorkflowError(str(error)) from None

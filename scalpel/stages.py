@@ -14,7 +14,8 @@ class Stage(NamedTuple):
     """version: part of every digest. local: runs where Snakemake runs, never as a SLURM job. resumable: what an
     interrupted start left is resumed from, not removed. cost: the function of scalpel/cost/estimate.py that
     says what its jobs cost on GPUs; a stage that never reserves one needs none. reads: which checkpoints of a run it
-    reads, the last one, all, or those its recipe lists (roles `checkpoints` and `other`).
+    reads, the last one, all, or those its recipe lists (roles `checkpoints` and `other`). evidence: what a failed
+    start wrote stays to be read until the next one.
     """
 
     version: int
@@ -22,6 +23,7 @@ class Stage(NamedTuple):
     resumable: bool = False
     cost: str | None = None
     reads: Literal["last", "all", "listed"] = "last"
+    evidence: bool = False
 
 
 STAGES: dict[str, Stage] = {
@@ -34,7 +36,7 @@ STAGES: dict[str, Stage] = {
     "generate": Stage(2, resumable=True, cost="generate"),  # a model's own answers to them
     "common": Stage(1),  # rows that several sources have answers to
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
-    "audit": Stage(1, cost="audit"),  # probes of the installed stack: a gate of training runs, no input of theirs
+    "audit": Stage(1, cost="audit", evidence=True),  # probes of the installed stack: a gate of training, no input of it
     "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(1),  # checkpoints made elsewhere
     "evaluate": Stage(2, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints

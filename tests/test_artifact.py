@@ -104,14 +104,24 @@ def test_files_are_on_the_disk_before_the_manifest_that_lists_them(tmp_path, mon
     assert "asked" in synced
 
 
+def test_a_failed_audit_s_probes_stay_to_be_read_until_its_next_start(tmp_path):
+    step = Step("audit", "x", 1, {}, {})
+    record_recipe(step, tmp_path)
+    directory = tmp_path / step.directory
+    with pytest.raises(UserError), making(directory):
+        (directory / "audit.json").write_text("[]")
+        raise UserError("the installed stack fails")
+    assert (directory / "audit.json").is_file() and not (directory / "manifest.json").exists()
+    with making(directory):
+        assert not (directory / "audit.json").exists()
+
+
 def test_failed_stage_leaves_no_manifest(tmp_path):
     directory = tmp_path / small(tmp_path).directory
     with pytest.raises(ValueError), making(directory):
         (directory / "half.txt").write_text("half")
         raise ValueError
-    assert not (directory / "manifest.json").exists()
-    with making(directory):
-        assert not (directory / "half.txt").exists()
+    assert sorted(path.name for path in directory.iterdir()) == ["recipe.json"]
 
 
 def test_full_disk_is_one_sentence(tmp_path):

@@ -105,8 +105,8 @@ def making(directory: Path) -> Iterator[Job]:
 
     What an earlier, interrupted start left is removed first, unless the stage is resumable and its inputs hold what
     they held then: it resumes from that, and state/ is removed once the manifest is written. When the block fails,
-    what a stage that cannot be resumed has written is removed at once. Raises UserError when an input changed
-    meanwhile.
+    what a stage that cannot be resumed has written is removed at once, unless it is evidence. Raises UserError when an
+    input changed meanwhile.
     """
     job = open_job(directory)
     started = time.time()
@@ -133,7 +133,7 @@ def making(directory: Path) -> Iterator[Job]:
         seal(directory, read_json(directory / RECIPE), job.inputs)
         shutil.rmtree(directory / STATE, ignore_errors=True)
     except Exception:
-        if not resumable:
+        if not resumable and not STAGES[job.stage].evidence:
             with contextlib.suppress(OSError):
                 _clear(directory)
         raise

@@ -92,7 +92,7 @@ class Forecast:
         if len(self.done) >= len(self.jobs):
             return text
         remaining = {job.kind for key, job in self.jobs.items() if key not in self.done}
-        text += f", about {clock(seconds)} left" if remaining - set(unknown) else ""
+        text += f", {'at least' if unknown else 'about'} {clock(seconds)} left" if remaining - set(unknown) else ""
         if unknown:
             more = " and others" if len(unknown) > NAMED else ""
             text += f"; not measured yet: {', '.join(unknown[:NAMED])}{more}"

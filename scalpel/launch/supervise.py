@@ -25,6 +25,7 @@ from scalpel.launch import slurm
 from scalpel.launch.crew import DEVICES, EXTENSIONS, Crew
 from scalpel.launch.servers import RolloutServers
 from scalpel.methods import METHODS
+from scalpel.stages import STAGES
 
 LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
 
@@ -127,7 +128,8 @@ def watch(
             name, status = next(iter(failed.items()))
             how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
             told = UserError if status == FINAL else Passing
-            raise told(f"{name} of {directory} {how}; see its lines in the log. Start it again and it resumes.")
+            again = " Start it again and it resumes." if STAGES[directory.parent.name].resumable else ""
+            raise told(f"{name} of {directory} {how}; see its lines in the log.{again}")
         if len(ended) == len(ranks):
             break
         for number in servers.ended() if servers else []:
