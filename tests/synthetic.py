@@ -231,7 +231,11 @@ def _samples(scores: pd.DataFrame, rng) -> pd.DataFrame:
             for question in range(int(questions))
             for sample in range(2)
         ]
-    return pd.DataFrame(rows, columns=["step", "task", "metric", "question", "sample", "score"])
+    frame = pd.DataFrame(rows, columns=["step", "task", "metric", "question", "sample", "score"])
+    of_words = ~frame["task"].isin(["mmlu", "mmlu_pro"])  # the others by likelihoods
+    said = [f"<think>step {s} & {q}</think>" for s, q in zip(frame["step"], frame["question"], strict=True)]
+    asked = "What is <it>? " + frame["question"].astype(str)
+    return frame.assign(prompt=asked, gold="7", completion=pd.Series(said).where(of_words, None))
 
 
 def _kl(run: str, rng) -> pd.DataFrame:

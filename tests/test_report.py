@@ -1,5 +1,6 @@
 """The page: one file with everything, built from the study."""
 
+import datetime
 import html
 import json
 import re
@@ -7,17 +8,20 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED
+from scalpel.claims.estimate import Sample
+from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED, Evidence
 from scalpel.claims.scalpel_vs_hammer import CLAIMS
 from scalpel.errors import UserError
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
-from scalpel.report import audits, setup, tables
+from scalpel.report import answer, audits, setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
+from scalpel.report.made import made as made_of
 from tests import synthetic
 from tests.synthetic import STUDY
 from tests.test_exhibits import DEGENERATE, MY_TABLE, world
@@ -80,7 +84,10 @@ class Balance(HTMLParser):
 def test_report_is_one_file_with_everything(made, page):
     assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
     assert page.count("data:image/png;base64,") == 9 and page.count('<section id="') == 13
-    assert not re.search(r"(src|href)=[\"']?(?!data:)[a-z]", page) and "url(" not in page and "<script" not in page
+    assert not re.search(r'src="(?!data:)', page) and "url(" not in page and "<script" not in page
+    for target in re.findall(r'href="([^"]*)"', page):
+        where = page_of(made).parent / target
+        assert f'id="{target[1:]}"' in page if target.startswith("#") else where.is_file(), target
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
         assert html.escape(claim.text).replace("&#x27;", "&#39;") in page
@@ -111,6 +118,81 @@ def test_claims_stand_with_interval_margin_and_both_verdicts(page):
 def test_everything_is_escaped(page):
     assert "Scalpel &lt;vs.&gt; Hammer" in page and "<vs.>" not in page
     assert "Questions &amp; &lt;answers&gt;." in page and "too many &lt;tokens&gt;" in page
+
+
+def test_the_page_begins_with_the_question_its_answer_and_the_picture(page):
+    text = html.unescape(
+        re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page[page.index("<header>") : page.index("<nav")]))
+    )
+    assert "What do GRPO and SFT, given the same questions, each do to a language model?" in text
+    number = r"[+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]"
+    found = re.search(
+        rf"GRPO changes MATH-500 by ({number}) points and the mean of MMLU, MMLU-Pro and IFEval, prompts by "
+        rf"({number}); SFT, 1 epoch by {number} and {number}\. The control \(SFT, GRPO's rate\) changes them by "
+        rf"{number} and {number}: ",
+        text,
+    )
+    assert found, text
+    gain, low, high = (float(part.replace("−", "-")) for part in re.findall(r"[+−]\d+\.\d", found[1]))
+    assert low < 46 < high and low < gain < high, "the made-up scores are .42 and .88"
+    assert "95% intervals" in text and "one seed a run" in text and "nothing here is about a 7B model" in text
+    assert page.index("<header>") < page.index('<section id="frontier"') < page.index("</header>")
+
+
+def test_what_the_control_keeps_is_said_with_its_interval():
+    """Wholly above zero, wholly below, or neither."""
+
+    def sample(run: str, share: float) -> Sample:
+        units = np.array([np.arange(400) < 400 * share]).astype(float)
+        return Sample(run, (1,), units.mean(axis=1), units, tuple(range(400)), trained=run != "base", share=True)
+
+    shares = {"base": 0.8, "grpo": 0.75, "worse": 0.3, "better": 0.95, "alike": 0.7525}
+    evidence = Evidence({run: {"mmlu": sample(run, s), "math_500": sample(run, s)} for run, s in shares.items()})
+    scales = answer.Scales(evidence, ("math_500",), ("mmlu",), str.upper)
+    assert "GRPO still keeps more of the latter (GRPO minus control: +45.0 [" in scales.compared("worse", "grpo")
+    assert "it keeps more of the latter than GRPO (GRPO minus control: −20.0 [" in scales.compared("better", "grpo")
+    assert "whether it or GRPO keeps more of the latter is undecided" in scales.compared("alike", "grpo")
+    assert scales.has("grpo") and not scales.has("absent") and not scales.has(None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"runs": ["gpro"]}, "answer: no run of it is named 'gpro'; did you mean 'grpo'"),
+        ({"control": "sft_matchd"}, "did you mean 'sft_matched'"),
+        ({"picture": "fronteer"}, "picture: no exhibit of it is named 'fronteer'; did you mean 'frontier'"),
+    ],
+)
+def test_an_answer_about_what_is_not_there_is_refused(wrong, sentence, tmp_path):
+    workflow = synthetic.workflow_with(tmp_path, synthetic.study_file() | {"answer": wrong})
+    with pytest.raises(UserError) as error:
+        synthetic.plan_of(tmp_path, workflow=workflow)
+    assert sentence in str(error.value)
+
+
+def test_completions_of_runs_stand_side_by_side(page):
+    section = page[page.index('<h2 id="completions">') : page.index('<h2 id="data">')]
+    assert re.findall(r"<summary>([^;<]*)", section) == ["MATH-500", "GSM8k", "ifeval"]
+    first = section.split("<details")[1]
+    assert first.count('<div class="said">') == 1 + 3 * 3, "the base model, and three checkpoints of three runs"
+    assert "&lt;think&gt;step 100 &amp;" in first and "What is &lt;it&gt;?" in first
+    last = re.findall(r"step (\d+): scored (\S+)<", first)[-3:]
+    assert [int(step) for step, _ in last] == [100, 35, 35] and len({score for _, score in last}) > 1
+
+
+def test_the_page_says_when_and_with_what_its_results_were_made(tmp_path):
+    for name, day in (("train/b-1", 2), ("kl/c-1", 3), ("base/a-1", 1)):
+        (tmp_path / name).mkdir(parents=True)
+        started = datetime.datetime(2026, 5, day, 12, tzinfo=datetime.UTC).timestamp()
+        about = {"started": started, "seconds": 60.0 * day, "commit": "c" * 40, "host": "node", "python": "3.11.7"}
+        packages = {"packages": {"torch": "2.13.0" if day < 3 else "2.14.0"}}
+        (tmp_path / name / "provenance.json").write_text(json.dumps(about | packages))
+    (tmp_path / "data" / "d-1").mkdir(parents=True)
+    found = made_of([tmp_path / name for name in ("train/b-1", "kl/c-1", "train/b-1", "data/d-1", "base/a-1")])
+    assert [row[0] for row in found.results.rows] == ["base/a-1", "train/b-1", "kl/c-1"]
+    assert found.dates == ["2026-05-01", "2026-05-03"] and found.took == "6:00" and found.damaged == ["data/d-1"]
+    assert found.packages == ["Python 3.11.7", "torch 2.13.0 and 2.14.0"]
+    assert made_of([]).dates == []
 
 
 def test_exhibits_stand_in_the_study_s_order_with_number_and_caption(page):

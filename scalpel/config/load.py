@@ -48,13 +48,14 @@ def load(raw: dict, workflow: Path) -> Config:
         runs = _runs(named, setting, f"{name}.yaml")
         _settle_rates(runs, f"{name}.yaml")
         studies[name] = Study(setting=setting, runs=runs, **{k: getattr(file, k) for k in STUDY_FIELDS})
+        _check_answer(studies[name], f"{name}.yaml: answer")
     _check_overridden_runs({name: study.runs for name, study in studies.items()}, files, paths, user)
     config = Config(scale_name=user.scale, scale=scale, studies=studies)
     _check_names(config, scale_file.name)
     return config
 
 
-STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "margins", "published")
+STUDY_FIELDS = ("title", "exhibits", "looks", "claims", "margins", "published", "answer")
 
 
 def record_config(config: Config) -> str:
@@ -139,9 +140,21 @@ def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -
         part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks", "setting")
     }
     parts["margins"] = below.margins.model_dump() | (raw.get("margins") or {})
-    whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published")}
+    whole = raw | parts | {part: raw.get(part, getattr(below, part)) for part in ("claims", "published", "answer")}
     file = validated(StudyFile, whole, path.name)
     return file.model_copy(update={"lineage": (*below.lineage, name)})
+
+
+def _check_answer(study: Study, where: str) -> None:
+    """Runs and the exhibit that the answer names must be the study's."""
+    if study.answer is None:
+        return
+    for run in (*study.answer.runs, *filter(None, [study.answer.control])):
+        if run not in study.runs:
+            raise UserError(f"{where}: no run of it is named {run!r}{nearest(run, study.runs)}.")
+    name = study.answer.picture
+    if name is not None and name not in study.exhibits:
+        raise UserError(f"{where}: picture: no exhibit of it is named {name!r}{nearest(name, study.exhibits)}.")
 
 
 def _setting(name: str, file: StudyFile, scale: Scale, raw: dict, where: str) -> Setting:

@@ -62,6 +62,15 @@ class Margins(Strict):
     share: Share = 0.05  # of entries of a matrix, of ranks, of R2, of indirect effects
 
 
+class Answer(Strict):
+    """What the report says first: the question, and the last checkpoints of some runs against the base model."""
+
+    question: str = ""
+    runs: Annotated[tuple[Name, ...], Field(max_length=4)] = ()  # empty: the study's first ones
+    control: Name | None = None  # the run that could explain their difference away, compared with the first of them
+    picture: Name | None = None  # the exhibit that shows it, whose `gain` and `kept` name the tasks; None: the frontier
+
+
 class StudyFile(Strict):
     """A file of workflow/studies, or one of the user's own."""
 
@@ -76,6 +85,7 @@ class StudyFile(Strict):
     claims: Name | None = None  # a module of scalpel/claims
     margins: Margins = Margins()  # of the claims
     published: NameOrPath | None = None  # a file of workflow/published, or the path of another
+    answer: Answer | None = None  # the first lines of the report
     lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own
 
 
@@ -90,6 +100,7 @@ class Study(Strict):
     claims: Name | None
     margins: Margins
     published: str | None
+    answer: Answer | None = None
 
 
 class Overlay(Strict):

@@ -39,6 +39,7 @@ def draw(frame, options, style):
     from matplotlib.lines import Line2D
 
     from scalpel.exhibits.beside import OURS, PUBLISHED
+    from scalpel.exhibits.results import task_name
 
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     shown = list(frame.drop_duplicates(["source", "measure"])[["source", "measure"]].itertuples(index=False, name=None))
@@ -53,7 +54,8 @@ def draw(frame, options, style):
             style.lines(axes, part, "kl_solution", "kl_solution_stderr", linestyle=DASHED, markerfacecolor="white")
         else:
             style.lines(axes, part, "kl")
-        axes.set_title(f"{measure}, {PUBLISHED}" if source == PUBLISHED else measure if len(shown) > 1 else "")
+        name = task_name(measure)
+        axes.set_title(f"{name}, {PUBLISHED}" if source == PUBLISHED else name if len(shown) > 1 else "")
         if options.log_y:
             axes.set_yscale("log")
         else:

@@ -84,6 +84,7 @@ class Plan:
             "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,
+            "answer": config.answer.model_dump(mode="json") if config.answer else None,
             "margins": config.margins.model_dump(mode="json"),
             "looks": looks,
             "runs": {run: _described(spec) for run, spec in config.runs.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,15 @@ from markupsafe import Markup
 
 from scalpel import claims, exhibits
 from scalpel.claims.evidence import measured, published
+from scalpel.claims.judge import Evidence
 from scalpel.config.study import Margins
 from scalpel.errors import UserError
 from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import audits, drops, setup, tables, verdicts
+from scalpel.report import answer, audits, completions, drops, setup, tables, verdicts
+from scalpel.report.made import made
 
 HERE = Path(__file__).parent
 
@@ -29,6 +32,8 @@ class Exhibit(NamedTuple):
     name: str
     heading: str
     caption: str
+    recipe: dict
+    files: list[tuple[str, str]]  # (suffix, path from the page)
     image: str | None = None
     table: tables.Table | None = None
 
@@ -52,7 +57,11 @@ def page(opened: drawing.Opened) -> str:
     recipe = opened.recipe
     results = Results.of_entries(opened.entries, opened.results)
     label = Style(recipe["looks"], (), ExhibitOptions()).label
-    found = _decided(recipe, opened.name, results, label)
+    evidence = measured(results)
+    found = _decided(recipe, opened.name, evidence, label)
+    shown = {name: _exhibit(opened, name) for name in recipe["exhibits"]}
+    recorded = {name: exhibit.recipe for name, exhibit in shown.items()}
+    said = answer.answer(recipe["answer"], recorded, evidence, list(recipe["runs"]), label)
     evaluation = dict(recipe["evaluation"])
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
@@ -74,7 +83,12 @@ def page(opened: drawing.Opened) -> str:
         counts=verdicts.counts(found),
         families=verdicts.families(found),
         has_published=any(one.there for one in found),
-        exhibits=[_exhibit(opened, name) for name in recipe["exhibits"]],
+        answer=said,
+        made=made([place for result in results.found for place in (result.step, *result.chain)]),
+        one_seed=all(len(described["seeds"]) == 1 for described in recipe["runs"].values()),
+        picture=shown.get(said.picture),
+        exhibits=list(shown.values()),
+        completions=completions.side_by_side(results, answer.compared(recipe["answer"], list(recipe["runs"])), label),
         audits=audits.audits(results.of("train"), label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data", "generate", "common")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
@@ -83,7 +97,7 @@ def page(opened: drawing.Opened) -> str:
     )
 
 
-def _decided(recipe: dict, name: str, results: Results, label: Callable[[str], str]) -> list[verdicts.Verdict]:
+def _decided(recipe: dict, name: str, evidence: Evidence, label: Callable[[str], str]) -> list[verdicts.Verdict]:
     """The study's claims, here and on published numbers."""
     if not recipe["claims"]:
         return []
@@ -92,7 +106,7 @@ def _decided(recipe: dict, name: str, results: Results, label: Callable[[str], s
     rates = numbers.get("learning_rates", {})
     rates |= {ours: rates[there] for ours, there in module.PUBLISHED_AS.items() if there in rates}
     return verdicts.verdicts(
-        module.CLAIMS, measured(results), theirs, Margins(**recipe["margins"]), verdicts.rates_of(recipe["runs"]),
+        module.CLAIMS, evidence, theirs, Margins(**recipe["margins"]), verdicts.rates_of(recipe["runs"]),
         rates, label,
     )  # fmt: skip
 
@@ -110,8 +124,10 @@ def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     recorded = found["recipe"]
     options = recorded["options"]
     heading, caption = options["number"] or name, options["caption"]
+    page = opened.place(opened.files[0]).parent
+    links = [(suffix[1:], Path(os.path.relpath(place, page)).as_posix()) for suffix, place in files.items()]
     if file.suffix == ".png":
         image = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
-        return Exhibit(name, heading, caption, image=image)
+        return Exhibit(name, heading, caption, recorded, links, image=image)
     label = Style(recorded["looks"], (), ExhibitOptions(labels=options["labels"])).label
-    return Exhibit(name, heading, caption, table=tables.of_csv(file, label))
+    return Exhibit(name, heading, caption, recorded, links, table=tables.of_csv(file, label))

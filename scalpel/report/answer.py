@@ -1,0 +1,106 @@
+"""The first lines of the page: the study's question, and what its last checkpoints say to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from scalpel.claims.estimate import Estimate, Lacking
+from scalpel.claims.judge import POINTS, Evidence, written
+from scalpel.claims.measures import gap
+from scalpel.config.types import BASE
+from scalpel.exhibits.results import task_name
+
+SHOWN = 3  # runs, where the study names none
+NOTHING = {"question": "", "runs": [], "control": None, "picture": None}  # where a study has no `answer`
+
+
+class Answer(NamedTuple):
+    """question: "" where the study asks none. sentences: may be none. picture: the exhibit that shows them, or None."""
+
+    question: str
+    sentences: list[str]
+    picture: str | None
+
+
+def answer(
+    wanted: dict | None, exhibits: dict[str, dict], evidence: Evidence, trained: Sequence[str],
+    label: Callable[[str], str] = str,
+) -> Answer:  # fmt: skip
+    """wanted: the study's `answer` (scalpel/config/study.py). exhibits: name -> recipe. trained: the study's runs."""
+    asked = wanted or NOTHING
+    picture = asked["picture"] or next((name for name in exhibits if exhibits[name]["kind"] == "frontier"), None)
+    options = exhibits[picture]["options"] if picture else {}
+    if "gain" not in options or "kept" not in options:
+        return Answer(asked["question"], [], picture)
+    scales = Scales(evidence, options["gain"], options["kept"], label)
+    runs = [run for run in asked["runs"] or trained[:SHOWN] if scales.has(run)]
+    sentences = [scales.changes(runs)] if runs else []
+    if runs and scales.has(asked["control"]):
+        sentences.append(scales.compared(asked["control"], runs[0]))
+    return Answer(asked["question"], sentences, picture)
+
+
+def compared(wanted: dict | None, trained: Sequence[str]) -> list[str]:
+    """The runs that the answer is about, its control the last one."""
+    asked = wanted or NOTHING
+    return [*(asked["runs"] or trained[:SHOWN]), *filter(None, [asked["control"]])]
+
+
+class Scales:
+    """Gain on what was trained and change of what was known: means over tasks, differences of paired questions."""
+
+    def __init__(self, evidence: Evidence, gain: Sequence[str], kept: Sequence[str], label: Callable[[str], str]):
+        self.evidence, self.tasks, self.label = evidence, (gain, kept), label
+
+    def has(self, run: str | None) -> bool:
+        """Whether both can be had of a run."""
+        try:
+            return run is not None and all(self.gap(run, BASE, kept).known for kept in (False, True))
+        except Lacking:
+            return False
+
+    def gap(self, a: str, b: str, kept: bool) -> Estimate:
+        return gap(self.evidence, a, b, self.tasks[kept])[0]
+
+    def named(self, run: str, kept: bool) -> str:
+        """The tasks of one side, in words."""
+        names = [task_name(task) for task in gap(self.evidence, run, BASE, self.tasks[kept])[1]]
+        whole = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return f"the mean of {whole}" if len(names) > 1 else whole
+
+    def changes(self, runs: Sequence[str]) -> str:
+        """What each run did to both."""
+        first, *others = runs
+        text = (
+            f"From the base model to its last checkpoint, {self.label(first)} changes {self.named(first, False)} by "
+            f"{interval(self.gap(first, BASE, False))} points and {self.named(first, True)} by "
+            f"{interval(self.gap(first, BASE, True))}"
+        )
+        for run in others:
+            text += f"; {self.label(run)} by {interval(self.gap(run, BASE, False))} and "
+            text += interval(self.gap(run, BASE, True))
+        return f"{text}."
+
+    def compared(self, control: str, run: str) -> str:
+        """The control, and whether it keeps less than the run."""
+        found = self.gap(run, control, True)
+        low, high = found.value - found.half_width(), found.value + found.half_width()
+        name, other = self.label(control), self.label(run)
+        if low > 0:
+            said = f"{other} still keeps more of the latter"
+        elif high < 0:
+            said = f"it keeps more of the latter than {other}"
+        else:
+            said = f"whether it or {other} keeps more of the latter is undecided"
+        return (
+            f"The control ({name}) changes them by {interval(self.gap(control, BASE, False))} and "
+            f"{interval(self.gap(control, BASE, True))}: {said} ({other} minus control: {interval(found)})."
+        )
+
+
+def interval(found: Estimate) -> str:
+    """``+12.3 [+4.5, +20.1]``, in points, at 95%."""
+    width = found.half_width()
+    low, high = (written(found.value + side * width, POINTS) for side in (-1, 1))
+    return f"{written(found.value, POINTS)} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")

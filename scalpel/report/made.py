@@ -1,0 +1,54 @@
+"""The section on provenance: when, where, with what and in how long each result was made."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from scalpel.artifact.files import PROVENANCE
+from scalpel.progress import clock
+from scalpel.report.tables import Column, Table
+
+COLUMNS = ("result", "begun (UTC)", "took", "commit", "machine")
+
+
+class Made(NamedTuple):
+    """dates: the first and last day. took: of all results together. packages: ``name version``, the same for all; of
+    others both versions. damaged: results that do not say how they were made."""
+
+    results: Table
+    dates: list[str]
+    took: str
+    packages: list[str]
+    damaged: list[str]
+
+
+def made(steps: Sequence[Path]) -> Made:
+    """Of result directories, each once, in the order in which they were made."""
+    found, damaged = [], []
+    for step in dict.fromkeys(steps):
+        try:
+            one = json.loads((step / PROVENANCE).read_text())
+            begun = datetime.datetime.fromtimestamp(float(one["started"]), datetime.UTC)
+            found.append((begun, float(one["seconds"]), f"{step.parent.name}/{step.name}", one))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            damaged.append(f"{step.parent.name}/{step.name}")
+    found.sort(key=lambda result: result[:3])
+    rows = [
+        (name, f"{begun:%Y-%m-%d %H:%M}", clock(seconds), (one.get("commit") or "unknown")[:12], one.get("host") or "")
+        for begun, seconds, name, one in found
+    ]
+    versions: dict[str, dict[str, None]] = {}
+    for *_, one in found:
+        for package, version in {"Python": one.get("python"), **(one.get("packages") or {})}.items():
+            versions.setdefault(package, {})[str(version)] = None
+    return Made(
+        Table([Column(name, name == "took") for name in COLUMNS], rows),
+        list(dict.fromkeys(f"{begun:%Y-%m-%d}" for begun in ([found[0][0], found[-1][0]] if found else []))),
+        clock(sum(seconds for _, seconds, *_ in found)),
+        [f"{package} {' and '.join(of)}" for package, of in versions.items()],
+        damaged,
+    )
