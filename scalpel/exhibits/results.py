@@ -24,6 +24,7 @@ TASKS = {  # how people call them; other tasks are called by their own names
     "gpqa_diamond": "GPQA Diamond",
     "mmlu": "MMLU",
     "mmlu_pro": "MMLU-Pro",
+    "ifeval": "IFEval",
     "ifeval_prompt": "IFEval, prompts",
     "ifeval_instruction": "IFEval, instructions",
 }

@@ -65,7 +65,8 @@ class Scales:
 
     def named(self, run: str, kept: bool) -> str:
         """The tasks of one side, in words."""
-        names = [task_name(task) for task in gap(self.evidence, run, BASE, self.tasks[kept])[1]]
+        of = [task_name(task).partition(", ") for task in gap(self.evidence, run, BASE, self.tasks[kept])[1]]
+        names = [f"{name} ({part})" if part else name for name, _, part in of]
         whole = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         return f"the mean of {whole}" if len(names) > 1 else whole
 
@@ -103,4 +104,5 @@ def interval(found: Estimate) -> str:
     """``+12.3 [+4.5, +20.1]``, in points, at 95%."""
     width = found.half_width()
     low, high = (written(found.value + side * width, POINTS) for side in (-1, 1))
-    return f"{written(found.value, POINTS)} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+    text = f"{written(found.value, POINTS)} [{low}, {high}]"
+    return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
