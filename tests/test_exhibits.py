@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tests.synthetic import STUDY, checkpoint_steps
 
 SEEDS = (1, 2, 3)
 FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "norms_course", "controls")
-TABLES = ("scores", "kl_final", "norms")
+TABLES = ("scores", "kl_final", "norms", "equal_budget")
 
 
 def world(root: Path, raw: dict | None = None, edit=None, workflow: Path = synthetic.WORKFLOW):
@@ -296,6 +297,44 @@ def test_values_that_are_no_seeds_are_not_joined(one_seed):
         uncertainty.joined(frame, ["run"], "value", "stderr")
 
 
+@pytest.mark.parametrize("made", ["one_seed", "three_seeds"])
+def test_equal_budgets_take_the_last_checkpoint_within_the_least_expense(made, request):
+    """Against a loop over checkpoints, and plain means; intervals hold the value and are wider than nothing."""
+    made = request.getfixturevalue(made)
+    kind, results, options = shown(made, "equal_budget")
+    frame = kind.module.table(results, options)
+    placed = {axis_name: results.placed(results.scores(), axis_name) for axis_name in ("questions", "flops")}
+    runs = [run for run in results.runs if run != "base"]
+    assert frame["run"].tolist() == 2 * runs
+    for budget, part in zip(placed.values(), (frame[: len(runs)], frame[len(runs) :]), strict=True):
+        limit = min(budget[budget["run"] == run]["x"].max() for run in runs)
+        most = budget[budget["run"] == "grpo"].groupby("checkpoint")["task"].nunique().max()
+        for row in part.to_dict("records"):
+            mine = budget[budget["run"] == row["run"]]
+            complete = [n for n, of in mine.groupby("checkpoint") if of["task"].nunique() == most]
+            within = [n for n in complete if mine[mine["checkpoint"] == n]["x"].iloc[0] <= limit]
+            if not within:
+                assert row["step"] == "no checkpoint this early" and row["gain"] == ""
+                continue
+            here = mine[mine["checkpoint"] == within[-1]].groupby("task")["value"].mean()
+            base = budget[budget["run"] == "base"].groupby("task")["value"].mean()
+            for name, tasks in (("gain", ["math_500"]), ("kept", ["mmlu", "mmlu_pro", "ifeval_prompt"])):
+                value, low, high = map(float, re.findall(r"[+-]\d+\.\d", row[name]))
+                assert value == pytest.approx(100 * (here[tasks] - base[tasks]).mean(), abs=0.051)
+                assert low < value < high
+            assert (row["gain − first"] == "") == (row["run"] == runs[0])
+    assert any(step == "no checkpoint this early" for step in frame["step"]) or len(set(frame["step"])) > 2
+
+
+def test_equal_budgets_need_the_base_model_and_a_task_asked(one_seed):
+    kind, results, options = shown(one_seed, "equal_budget", runs=["grpo", "sft_1ep"])
+    with pytest.raises(UserError, match="base model"):
+        kind.module.table(results, options)
+    kind, results, options = shown(one_seed, "equal_budget", gain=["aime24"])
+    with pytest.raises(UserError, match="none of the tasks asked, which are gsm8k"):
+        kind.module.table(results, options)
+
+
 def test_nobody_s_score_is_certain():
     assert uncertainty.question_error(0.5, 0.1, 9) == 0.1
     assert uncertainty.question_error(1.0, 0.0, 8) == pytest.approx(math.sqrt(0.9 * 0.1 / 10))
@@ -498,7 +537,7 @@ def test_training_curves_smooth_each_seed_and_show_the_mean(three_seeds):
 def test_each_measure_of_kl_has_a_panel(tmp_path):
     made = world(tmp_path, {"overrides": {"kl": {"gsm8k": {}}}})
     assert set(table(made, "kl")["measure"]) == {"math_500", "gsm8k"}
-    assert [axes.get_title() for axes in draw(made, "kl").axes] == ["math_500", "gsm8k", "math_500, published"]
+    assert [axes.get_title() for axes in draw(made, "kl").axes] == ["MATH-500", "GSM8k", "MATH-500, published"]
     assert set(table(made, "kl_final").dropna(subset=["published"])["measure"]) == {"math_500"}
 
 

@@ -83,7 +83,7 @@ class Balance(HTMLParser):
 
 def test_report_is_one_file_with_everything(made, page):
     assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
-    assert page.count("data:image/png;base64,") == 9 and page.count('<section id="') == 13
+    assert page.count("data:image/png;base64,") == 9 and page.count('<section id="') == 14
     assert not re.search(r'src="(?!data:)', page) and "url(" not in page and "<script" not in page
     for target in re.findall(r'href="([^"]*)"', page):
         where = page_of(made).parent / target
@@ -153,8 +153,8 @@ def test_what_the_control_keeps_is_said_with_its_interval():
     def said(control: str) -> str:
         return scales.compared(control, "grpo").replace("\N{NO-BREAK SPACE}", " ")
 
-    assert "GRPO still keeps more of the latter (GRPO minus control: +45.0[" in scales.compared("worse", "grpo")
-    assert "it keeps more of the latter than GRPO (GRPO minus control: −20.0[" in scales.compared("better", "grpo")
+    assert "GRPO still keeps more of the latter (GRPO minus control: +45.0 [" in said("worse")
+    assert "it keeps more of the latter than GRPO (GRPO minus control: −20.0 [" in said("better")
     assert "whether it or GRPO keeps more of the latter is undecided" in said("alike")
     assert scales.has("grpo") and not scales.has("absent") and not scales.has(None)
 

@@ -29,7 +29,7 @@ def measured(results: Results) -> Evidence:
     Seeds are paired by checkpoint. KL is the first measure's; KL, weight change and structure are those from the base
     model. What a study does not have is left out.
     """
-    course = _course(results)
+    course = {run: list(checkpoints.values()) for run, checkpoints in by_checkpoint(results).items()}
     return Evidence(
         {run: checkpoints[-1] for run, checkpoints in course.items()}, course, _kl(results), _change(results),
         _log(results), _structure(results), _trace(results), _rivals(results),
@@ -58,8 +58,8 @@ def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: st
         yield key, Sample(key[0], of_seeds, means, units, tuple(shared), what=what, trained=key[0] != BASE, **more)
 
 
-def _course(results: Results) -> dict[str, list[dict[str, Sample]]]:
-    """Run -> its checkpoints that were asked most tasks, in order -> task -> score of every question."""
+def by_checkpoint(results: Results) -> dict[str, dict[int, dict[str, Sample]]]:
+    """Run -> checkpoint (Results.placed) -> task -> score of every question; of checkpoints asked most tasks."""
     import numpy as np
 
     if not results.of("evaluate"):
@@ -78,7 +78,8 @@ def _course(results: Results) -> dict[str, list[dict[str, Sample]]]:
         found.setdefault(key[0], {}).setdefault(key[1], {})[key[2]] = sample
     most = {run: max(map(len, of_run.values())) for run, of_run in found.items()}
     return {
-        run: [tasks for _, tasks in sorted(of_run.items()) if len(tasks) == most[run]] for run, of_run in found.items()
+        run: {number: tasks for number, tasks in sorted(of_run.items()) if len(tasks) == most[run]}
+        for run, of_run in found.items()
     }
 
 

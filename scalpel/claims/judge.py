@@ -102,6 +102,13 @@ def written(value: float, show: str, sign: bool = True) -> str:
     return f"{100 * value:{mark}.1f}" if show == POINTS else f"{value:{mark}.3g}"
 
 
+def interval(found: Estimate) -> str:
+    """A difference of scores in points with its 95% interval: ``+12.3 [+4.5, +20.1]``."""
+    width = found.half_width()
+    value, low, high = (written(found.value + side * width, POINTS) for side in (0, -1, 1))
+    return f"{value} [{low}, {high}]" if math.isfinite(width) else written(found.value, POINTS)
+
+
 class Claim(NamedTuple):
     """judge: the parts; Lacking or NotRun when they cannot be had. mixed: some parts up and some down appear."""
 

@@ -9,7 +9,8 @@ An exhibit's file declares, at its top level,
   scalpel/exhibits/style.py;
 * ``Options``, if it takes options of its own: a subclass of ExhibitOptions;
 * ``PUBLISHED``, if it shows published numbers (``results.published``): which sections of the study's file, as a tuple
-  (scalpel/published.py), or True for all of them.
+  (scalpel/published.py), or True for all of them;
+* ``CODE``, if it shows what other code decides: those files, relative to scalpel/, so that a change draws it again.
 
 The plan imports these files, so torch, pandas, matplotlib and seaborn are imported inside the functions.
 """
@@ -91,7 +92,7 @@ def find(name: str, root: Path, where: str) -> Kind:
     unknown = [stage for stage in reads if stage not in STAGES]
     if unknown:
         raise UserError(f"{where}: {path}: READS names {unknown[0]!r}{nearest(unknown[0], STAGES)}.")
-    return Kind(name, module, _code(path, *SHARED_FILES))
+    return Kind(name, module, _code(path, *SHARED_FILES, *(HERE.parent / file for file in getattr(module, "CODE", ()))))
 
 
 def _load(path: Path, where: str) -> ModuleType:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from scalpel.claims import judge
 from scalpel.claims.estimate import Estimate, Lacking
-from scalpel.claims.judge import POINTS, Evidence, written
+from scalpel.claims.judge import Evidence
 from scalpel.claims.measures import gap
 from scalpel.config.types import BASE
 from scalpel.exhibits.results import task_name
@@ -101,8 +102,5 @@ class Scales:
 
 
 def interval(found: Estimate) -> str:
-    """``+12.3 [+4.5, +20.1]``, in points, at 95%."""
-    width = found.half_width()
-    low, high = (written(found.value + side * width, POINTS) for side in (-1, 1))
-    text = f"{written(found.value, POINTS)} [{low}, {high}]"
-    return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
+    """As on a page: with minus signs, never broken."""
+    return judge.interval(found).replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
