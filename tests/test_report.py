@@ -18,7 +18,8 @@ from scalpel.errors import UserError
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
-from scalpel.report import answer, audits, setup, tables
+from scalpel.exhibits.results import Results, final
+from scalpel.report import answer, audits, course, setup, tables
 from scalpel.report.build import report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
@@ -172,6 +173,30 @@ def test_an_answer_about_what_is_not_there_is_refused(wrong, sentence, tmp_path)
     with pytest.raises(UserError) as error:
         synthetic.plan_of(tmp_path, workflow=workflow)
     assert sentence in str(error.value)
+
+
+def test_every_run_is_shown_after_each_share_of_its_steps(made, page):
+    plan, root = made
+    entries = json.loads(json.dumps([entry.record() for entry in plan.entries[STUDY]]))
+    results = Results.of_entries(entries, root / "results")
+    moments = course.course(results)
+    count = max(synthetic.COUNTS["sft_own_all"], synthetic.CHECKPOINTS)
+    assert [moment.percent for moment in moments] == [round(100 * i / count) for i in range(1, count + 1)]
+    assert [column.name for column in moments[0].table.columns][:5] == [
+        "run", "step", "KL (nats)", "weights (%)", "MATH-500 (%)",
+    ]  # fmt: skip
+    last = {row[0]: row for row in moments[-1].table.rows}
+    assert list(last) == ["base", *synthetic.STEPS] and last["base"][1:4] == ["0", "–", "–"]
+    scores = final(results.scores()).set_index(["run", "task"])["value"]
+    kl = final(results.kl()).set_index("run")["kl"]
+    for run, steps in synthetic.STEPS.items():
+        assert last[run][1] == str(steps) and last[run][4] == f"{100 * scores[run, 'math_500']:.1f}"
+        assert last[run][2] == f"{kl[run]:.3g}"
+    first = {row[0]: row for row in moments[0].table.rows}
+    assert first["grpo"][2] == "–", "its first checkpoint comes after a tenth of its steps"
+    section = page[page.index('<h2 id="course">') : page.index('<h2 id="completions">')]
+    assert section.count('type="radio"') == count and section.count(" checked") == 1
+    assert f"#at{count}:checked ~ .moments > :nth-child({count})" in section
 
 
 def test_completions_of_runs_stand_side_by_side(page):

@@ -20,7 +20,7 @@ from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import answer, audits, completions, drops, setup, tables, verdicts
+from scalpel.report import answer, audits, completions, course, drops, setup, tables, verdicts
 from scalpel.report.made import made
 
 HERE = Path(__file__).parent
@@ -90,6 +90,7 @@ def page(opened: drawing.Opened) -> str:
         exhibits=list(shown.values()),
         completions=completions.side_by_side(results, answer.compared(recipe["answer"], list(recipe["runs"])), label),
         audits=audits.audits(results.of("train"), label),
+        course=course.course(results, label),
         data=[(result.run, drops.drops(result.step)) for result in results.of("data", "generate", "common")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
