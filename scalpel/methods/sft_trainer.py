@@ -6,6 +6,7 @@ assistant's and its EOS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,8 @@ def trl_config(run: TrainingRun, steps: int, gpu: bool) -> tuple[type, dict[str,
     return SFTConfig, arguments(run, steps, accumulation, gpu)
 
 
-def train(run: TrainingRun) -> None:
-    """Carry out one run (scalpel/methods/run.py)."""
+def train(run: TrainingRun, examples: Callable[..., Dataset] = tokenized) -> None:
+    """Carry out one run (scalpel/methods/run.py). examples: what is trained on, as `tokenized` makes it."""
     recipe, settings, ranks = run.recipe, run.settings, Ranks.here()
     make_deterministic(run.seed, settings.threads)
     questions = read_questions(run.kept, run.order)
@@ -106,7 +107,7 @@ def train(run: TrainingRun) -> None:
          "flops": step_flops(model, tokens)}
         for step in steps
     ]  # fmt: skip
-    dataset = tokenized(tokenizer, rows, list(dict.fromkeys(places)), recipe)
+    dataset = examples(tokenizer, rows, list(dict.fromkeys(places)), recipe)
     lengths = zip(dataset["row"], dataset["input_ids"], dataset["trained_from"], strict=True)
     trained = {row: len(ids) - start for row, ids, start in lengths}
     journal = Journal(run.out / STATE / "questions.jsonl", QUESTIONS)
