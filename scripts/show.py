@@ -51,7 +51,8 @@ def shown(plan: Plan, run: Run) -> dict[str, dict]:
     recipe, scale = run.spec.recipe, plan.config.scale
     if recipe is None:
         raise UserError(f"{run.name} is a given run: nothing is trained.")
-    step, settings = run.checkpoints, scale.train_settings
+    step = run.checkpoints
+    settings = plan.config.studies[run.study].setting.train_settings.of(recipe.method)
     gpu = bool(scale.resources.get("train") and scale.resources["train"].gpus)
     inputs = {role: other.directory for role, other in step.inputs.items()}
     parts = {f"{run.study}/{run.name}, seed {run.seed}: recipe": recipe.model_dump(mode="json")}

@@ -172,7 +172,7 @@ def test_a_study_may_leave_out_runs_that_a_scale_speaks_of(scale, tmp_path):
         path = tmp_path / "workflow" / "studies" / f"{study}.yaml"
         content = read_yaml(path)
         assert set(setting.get("runs", {})) <= set(content["runs"])
-        path.write_text(yaml.safe_dump(content | {"runs": {"grpo": {"method": "grpo"}}}))
+        path.write_text(yaml.safe_dump(content | {"runs": {"grpo": {"method": "grpo"}}, "answer": None}))
     found = load({"scale": scale}, tmp_path / "workflow").studies
     assert all(set(study.runs) == {"grpo"} for study in found.values())
 

@@ -278,6 +278,12 @@ def _run(whole: dict, setting: Setting, of: RunSpec | None, where: str) -> RunSp
     return RunSpec(**dict(valid) | {"recipe": recipe, "seeds": seeds})
 
 
+def _nodes(setting: Setting) -> int:
+    """Of a training job that samples."""
+    settings = setting.train_settings
+    return settings.nodes + (settings.server.nodes if settings.server else 0)
+
+
 def _check_names(config: Config, file: str) -> None:
     """Every model, dataset and question set that is named must be defined."""
 
@@ -305,6 +311,13 @@ def _check_names(config: Config, file: str) -> None:
             if one != other:
                 raise UserError(f"{file}: {where}: it must be {setting.model!r} but for its chat template.")
         known(setting.dataset, scale.datasets, f"dataset of study {study_name}", "dataset")
+        for method in setting.train_settings.engine_of:
+            known(method, METHODS, f"train_settings.engine_of of study {study_name}", "method")
+        if _nodes(setting) != _nodes(scale):
+            raise UserError(
+                f"{file}: train_settings of study {study_name}: a training job has {_nodes(scale)} nodes at this "
+                "scale; change `nodes` and `server.nodes` for the whole scale."
+            )
         for name, task in setting.evaluation.tasks.items():
             way_out = give_or_remove(f"{{evaluation: {{tasks: {{{name}: null}}}}}}")
             known(task.questions or name, scale.questions, f"evaluation.tasks.{name}", "question set", way_out)

@@ -50,6 +50,7 @@ class Setting(Strict):
     generate: GenerateRecipe = GenerateRecipe()
     trace: TraceRecipe = TraceRecipe()
     structure: StructureRecipe | None = None  # None: the updates' sparsity, rank and spectrum are not measured
+    train_settings: TrainSettings = TrainSettings()  # nodes are those of the scale in every study
 
 
 class Scale(Setting):
@@ -59,7 +60,6 @@ class Scale(Setting):
     questions: dict[Name, QuestionSet] = {}
     world: ToyWorldRecipe = ToyWorldRecipe()
     studies: dict[Name, dict[str, Any]] = {}  # laid over the Setting for one study
-    train_settings: TrainSettings = TrainSettings()
     evaluation_settings: EvaluationSettings = EvaluationSettings()
     kl_settings: KLSettings = KLSettings()
     trace_settings: TraceSettings = TraceSettings()

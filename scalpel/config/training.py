@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from scalpel.config.types import AtOnce, Few, Fraction, Positive, Rate, Recipe, Strict, Whole
+from scalpel.config.types import AtOnce, Few, Fraction, Name, Positive, Rate, Recipe, Strict, Whole
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -72,6 +72,9 @@ class RolloutServer(Strict):
     memory_fraction: Fraction = 0.9  # of a GPU, for weights and cache
 
 
+Engine = Literal["single", "zero2", "fsdp"]
+
+
 class TrainSettings(Strict):
     """How a training run is carried out; none of it may change what it computes."""
 
@@ -82,7 +85,8 @@ class TrainSettings(Strict):
     keep_state: Few = 2  # resumable states kept during the run
     ranks: Few = 1  # training processes on each training node
     nodes: Few = 1  # training nodes
-    engine: Literal["single", "zero2", "fsdp"] = "single"  # how several ranks share the work
+    engine: Engine = "single"  # how several ranks share the work
+    engine_of: dict[Name, Engine] = {}  # method -> its engine, in place of `engine`
     offload: bool = False  # zero2: optimizer states in the host's memory
     server: RolloutServer | None = None  # for methods that sample
     tracking: Tracking = "none"  # live curves; config.yaml's `tracking`, where that is given
@@ -90,8 +94,14 @@ class TrainSettings(Strict):
 
     @model_validator(mode="after")
     def _engine_for_ranks(self):
-        if self.engine == "single" and self.ranks * self.nodes > 1:
+        if "single" in (self.engine, *self.engine_of.values()) and self.ranks * self.nodes > 1:
             raise ValueError("several ranks need `engine: zero2` or `engine: fsdp`")
         if self.offload and self.engine != "zero2":
             raise ValueError("`offload` goes with `engine: zero2`")
         return self
+
+    def of(self, method: str) -> TrainSettings:
+        """Those of this method's runs."""
+        engine = self.engine_of.get(method, self.engine)
+        offload = self.offload and engine == "zero2"
+        return self.model_copy(update={"engine": engine, "offload": offload, "engine_of": {}})

@@ -121,8 +121,8 @@ def _check_caps(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
 
 
 def _check_run(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
-    check_tracking(plan.config.scale.train_settings.tracking)
-    METHODS[spec.recipe.method].check(spec.recipe, plan.config.scale.train_settings)
+    check_tracking(setting.train_settings.tracking)
+    METHODS[spec.recipe.method].check(spec.recipe, setting.train_settings.of(spec.recipe.method))
     _check_layers(plan, run)
     _check_supply(plan, setting, run)
     _check_positions(plan, setting, run)

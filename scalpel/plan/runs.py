@@ -78,7 +78,7 @@ class Runs:
         inputs |= {"start": start.checkpoints} if start else {}
         inputs |= {"layers": self._trace(study, spec, seed, base, where)} if spec.layers_from else {}
         method = METHODS[spec.recipe.method]
-        settings = self.config.scale.train_settings
+        settings = setting.train_settings.of(spec.recipe.method)
         seal = fingerprint(settings, spec.recipe)
         name_of_audit = f"{seal['engine']}.{seal['ranks']}x{seal['accumulation']}"
         name_of_audit += f".{spec.recipe.method}" if "rollouts" in seal else ""

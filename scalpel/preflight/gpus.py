@@ -62,20 +62,19 @@ def gpus_of_this_node(most: int) -> Finding:
 
 
 def layout(plan: Plan) -> Iterator[Finding]:
-    """Whether the processes of a training run fit the GPUs its job asks for."""
-    settings, held = plan.config.scale.train_settings, plan.resources_of_stage("train")
-    if not held.gpus or settings.nodes > 1 or (settings.server and settings.server.nodes):
-        return
-    server = settings.server.gpus if settings.server else 0
-    used = settings.ranks + server
-    parts = f"{settings.ranks} for ranks and {server} for the server"
-    if used > held.gpus:
-        sentence = (
-            f"train_settings uses {used} GPUs ({parts}), but resources.train.gpus is {held.gpus}; change one of them."
-        )
-        yield Finding("GPU layout", ERROR, sentence)
-    elif used < held.gpus:
-        sentence = (
-            f"resources.train.gpus is {held.gpus}, train_settings uses {used} ({parts}); the others idle and are "
-        )
-        yield Finding("GPU layout", WARNING, sentence + "paid for: raise train_settings.ranks or lower the resource.")
+    """Whether the processes of a training run fit the GPUs its job asks for, in each study."""
+    held = plan.resources_of_stage("train").gpus
+    for study, config in plan.config.studies.items():
+        settings = config.setting.train_settings
+        if not held or settings.nodes > 1 or (settings.server and settings.server.nodes):
+            continue
+        server = settings.server.gpus if settings.server else 0
+        used = settings.ranks + server
+        parts = f"{settings.ranks} for ranks and {server} for the server"
+        uses = f"train_settings of study {study} uses {used}"
+        if used > held:
+            sentence = f"{uses} GPUs ({parts}), but resources.train.gpus is {held}; change one of them."
+            yield Finding("GPU layout", ERROR, sentence)
+        elif used < held:
+            sentence = f"resources.train.gpus is {held}, {uses} ({parts}); the others idle and are paid for: "
+            yield Finding("GPU layout", WARNING, f"{sentence}raise train_settings.ranks or lower the resource.")
