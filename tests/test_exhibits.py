@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -532,6 +533,41 @@ def test_training_curves_smooth_each_seed_and_show_the_mean(three_seeds):
     assert len(axes.lines) == 3 + 1 and axes.get_ylim() == (-0.02, 1.02)
     accuracy = frame[frame["column"] == "accuracy_reward"]
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), accuracy.groupby("step")["smoothed"].mean())
+
+
+def test_on_a_logarithmic_axis_logarithms_are_smoothed_and_zeros_are_gaps(tmp_path):
+    """An average of zeros would fall for ever, as if something went on shrinking."""
+
+    def vanishing(stage, run, frame):
+        if "grad_norm" in frame and run == "grpo":
+            frame["grad_norm"] = np.where(frame["step"] > 50, 0.0, 0.1)
+        return frame
+
+    made = world(tmp_path, edit=vanishing)
+    columns = {"columns": {"grad_norm": "norm"}, "runs": ["grpo"], "limits": None}
+    frame = table(made, "grpo_rewards", **columns, log_y=True)
+    np.testing.assert_allclose(frame[frame["step"] <= 50]["smoothed"], 0.1)
+    assert frame[frame["step"] > 50]["smoothed"].isna().all()
+    assert (table(made, "grpo_rewards", **columns)["smoothed"] > 0).all()
+
+
+def test_a_figure_holds_its_legend_however_many_runs_it_shows(tmp_path):
+    """Names side by side fit its width, and where its parts do not fit it grows."""
+    many = {f"run_{n}": {"method": "sft", "epochs": 1, "seeds": [n]} for n in range(9)}
+    names = {run: {"label": f"SFT on the answers of somebody number {run}"} for run in many}
+    exhibits_ = {
+        "scores": {"kind": "final_scores"},
+        "small": {"kind": "final_scores", "width_inches": 5, "height_inches": 1.2},
+    }
+    whole = {"title": "Many", "runs": many, "looks": names, "exhibits": exhibits_}
+    made = world(tmp_path, workflow=synthetic.workflow_with(tmp_path, whole))
+    for name in exhibits_:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="constrained_layout not applied")
+            make(made, name)
+    figure = draw(made, "scores")
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width + 1
 
 
 def test_each_measure_of_kl_has_a_panel(tmp_path):

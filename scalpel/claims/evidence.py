@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,16 +23,18 @@ UNBOUNDED = ("spectral_drift", "angle")
 STRUCTURE = ("unchanged", "unchanged_bf16", "spectral_drift", "rank", "overlap", "angle")
 
 
-def measured(results: Results) -> Evidence:
+def measured(results: Results, rivals: Collection[str] = ()) -> Evidence:
     """Scores of all checkpoints by question, KL by question, weight change and structure by layer, training logs.
 
     Seeds are paired by checkpoint. KL is the first measure's; KL, weight change and structure are those from the base
-    model. What a study does not have is left out.
+    model. What a study does not have is left out. rivals: the runs that predictors of forgetting are compared on;
+    empty: all.
     """
     course = {run: list(checkpoints.values()) for run, checkpoints in by_checkpoint(results).items()}
     return Evidence(
         {run: checkpoints[-1] for run, checkpoints in course.items()}, course, _kl(results), _change(results),
-        _log(results), _structure(results), _trace(results), _rivals(results),
+        _log(results), _structure(results), _trace(results),
+        _rivals(results.only(lambda result: not rivals or result.run in rivals)),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from scalpel.exhibits.style import Style
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
+
+GROWN = 4  # times that a figure is made larger, where its parts do not fit
 
 
 def main() -> None:
@@ -54,6 +58,7 @@ def _pictures(kind: exhibits.Kind, frame: pd.DataFrame, style: Style, title: str
     pictures = {}
     with style.applied():
         figure = kind.module.draw(frame, style.options, style)
+        _grown(figure, style)
         for suffix in kind.suffixes:
             if suffix != "csv":
                 file = io.BytesIO()
@@ -61,3 +66,16 @@ def _pictures(kind: exhibits.Kind, frame: pd.DataFrame, style: Style, title: str
                 figure.savefig(file, format=suffix, metadata=about, dpi=style.options.dpi)
                 pictures[suffix] = file.getvalue()
     return pictures
+
+
+def _grown(figure: Figure, style: Style) -> None:
+    """Make a figure larger until its parts fit: higher, and wider where no width was asked for."""
+    fixed = style.options.width_inches or style.options.page_columns
+    for _ in range(GROWN):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            figure.draw_without_rendering()
+        if not any("constrained_layout not applied" in str(warning.message) for warning in said):
+            return
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width if fixed else 1.25 * width, 1.25 * height)

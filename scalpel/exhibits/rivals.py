@@ -18,6 +18,7 @@ points it is made of, so x is clipped to their range.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -151,6 +152,8 @@ def draw(frame, options, style):
     import numpy as np
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
+    from scalpel.exhibits.results import task_name
+
     first = frame.drop_duplicates("predictor").sort_values("r2", ascending=False, kind="stable")
     columns = style.in_a_row(min(len(first), PANELS))
     rows = -(-len(first) // columns)
@@ -171,7 +174,7 @@ def draw(frame, options, style):
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(style.wrapped(name))
+        axes.set_xlabel(style.wrapped(re.sub(r"(?<=^KL on )\S+", lambda task: task_name(task[0]), name)))
         if x.max() >= 10**4:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in panels[:: columns or 1]:

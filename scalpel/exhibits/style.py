@@ -100,9 +100,13 @@ class Style:
     @property
     def legend_columns(self) -> int:
         """How many of the runs' names stand side by side in a column, or two, of a page."""
+        return self.names_within(WIDTHS[self.options.page_columns or 2])
+
+    def names_within(self, inches: float) -> int:
+        """How many of the runs' names stand side by side in that width; one at least."""
         longest = max(len(self.label(run)) for run in self.runs)
         name = self.options.font_size / 72 * (0.55 * longest + 5)  # inches: letters, and what stands before them
-        return max(1, min(len(self.runs), int(WIDTHS[self.options.page_columns or 2] / name)))
+        return max(1, min(len(self.runs), int(inches / name)))
 
     def figure(self, width: float, height: float, title: str) -> Figure:
         """An empty figure; width and height in inches and the title are defaults that options replace.
@@ -207,6 +211,9 @@ class Style:
         if self.options.page_columns:
             where |= {"loc": "outside lower center"} if str(where.get("loc", "")).startswith("outside") else {}
             where |= {"ncols": self.legend_columns}
+        elif "ncols" in where:
+            figure = place.get_figure()  # a figure's own is itself
+            where["ncols"] = min(where["ncols"], self.names_within(figure.bbox.width / figure.dpi))
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 

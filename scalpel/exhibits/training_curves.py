@@ -16,11 +16,17 @@ class Options(ExhibitOptions):
 
 
 def table(results, options):
-    """Columns run, seed, step, x, column, value and smoothed: an exponential moving average."""
+    """Columns run, seed, step, x, column, value and smoothed: an exponential moving average, of logarithms where the
+    axis is logarithmic; zeros have none there, and the curve a gap."""
+    import numpy as np
+
     log = results.placed(results.log(list(options.columns)), options.x)
     rows = log.melt(["run", "seed", "step", "x"], list(options.columns), "column", "value")
     series = rows.groupby(["run", "seed", "column"], sort=False)["value"]
-    return rows.assign(smoothed=series.transform(lambda values: smoothed(values, options.smoothing)))
+    if not options.log_y:
+        return rows.assign(smoothed=series.transform(lambda values: smoothed(values, options.smoothing)))
+    of_logs = series.transform(lambda values: smoothed(np.log(values.where(values > 0)), options.smoothing))
+    return rows.assign(smoothed=np.exp(of_logs).where(rows["value"] > 0))
 
 
 def smoothed(values, weight: float) -> list[float]:

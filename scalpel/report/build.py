@@ -57,10 +57,11 @@ def page(opened: drawing.Opened) -> str:
     recipe = opened.recipe
     results = Results.of_entries(opened.entries, opened.results)
     label = Style(recipe["looks"], (), ExhibitOptions()).label
-    evidence = measured(results)
-    found = _decided(recipe, opened.name, evidence, label)
     shown = {name: _exhibit(opened, name) for name in recipe["exhibits"]}
     recorded = {name: exhibit.recipe for name, exhibit in shown.items()}
+    rivals = next((one["options"]["runs"] for one in recorded.values() if one["kind"] == "rivals"), ())
+    evidence = measured(results, rivals)
+    found = _decided(recipe, opened.name, evidence, label)
     said = answer.answer(recipe["answer"], recorded, evidence, list(recipe["runs"]), label)
     evaluation = dict(recipe["evaluation"])
     environment = Environment(
