@@ -13,7 +13,8 @@ from scripts.schema import PATH, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS = [(page.name, text) for page in PAGES for text in re.findall(r"(?s)```yaml\n(.*?)```", page.read_text())]
+BLOCKS = [(page.name, text) for page in PAGES for text in re.findall(r"(?s)```yaml\n(.*?)```", page.read_text())]
+CONFIGS = [(name, text) for name, text in BLOCKS if not text.startswith("title:")]  # the others are studies' files
 CONFIGS += [(name, (ROOT / name).read_text()) for name in ("config.yaml", "tests/smoke.yaml", "tests/real.yaml")]
 
 

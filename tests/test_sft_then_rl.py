@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from scalpel.errors import UserError
 from scalpel.exhibits.paper_table import ours
+from scalpel.plan.feasible import refuse_what_cannot_run
 from tests import synthetic
 from tests.test_exhibits import draw, shown, table
 
@@ -29,6 +31,38 @@ def test_the_study_plans(scale, tmp_path):
     assert {*TABLES, "table_6", "bugs", "bug_courses", "bug_reward", "dynamics", "flops", "score_flops"} <= {
         name for _, name in plan.drawings
     }
+
+
+def test_the_cluster_asks_the_paper_s_benchmarks_and_gives_each_method_an_engine_it_can_use(tmp_path):
+    plan = synthetic.plan_of(tmp_path, {"studies": [STUDY], "scale": "cluster"})
+    refuse_what_cannot_run(plan)
+    setting = plan.config.studies[STUDY].setting
+    small = {name for name, task in setting.evaluation.tasks.items() if task.samples == 32}
+    assert small == {"aime24", "aime25", "amc"} and {"minerva", "olympiad", "math_500"} < set(setting.evaluation.tasks)
+    engines = {}
+    for entry in plan.entries[STUDY]:
+        if entry.stage == "train":
+            method, settings = entry.step.recipe["method"], entry.step.settings
+            engines.setdefault(method, set()).add(settings["engine"])
+            audited = entry.step.gates["audit"].recipe["fingerprint"]["engine"]
+            assert audited == settings["engine"] and settings["ranks"] == 4 and settings["server"]["gpus"] == 4
+    assert engines["relift"] == engines["hpt"] == {"fsdp"} and engines["sft"] == engines["luffy"] == {"zero2"}
+    assert plan.config.scale.train_settings.ranks == 7, "the first paper's"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"engine_of": {"relfit": "fsdp"}}, "no method is named 'relfit'; did you mean 'relift'"),
+        ({"nodes": 3, "engine": "zero2"}, "has 1 nodes at this scale; change `nodes`"),
+        ({"engine_of": {"sft": "single"}, "engine": "zero2", "ranks": 2}, "several ranks need"),
+    ],
+)
+def test_settings_of_a_study_that_cannot_be_carried_out_are_refused(settings, sentence, tmp_path):
+    overrides = {"studies": {STUDY: {"train_settings": settings}}}
+    with pytest.raises(UserError) as error:
+        synthetic.plan_of(tmp_path, {"studies": [STUDY], "overrides": overrides})
+    assert sentence in str(error.value)
 
 
 def test_every_arm_of_bugs_is_a_run(made):

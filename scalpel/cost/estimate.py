@@ -47,7 +47,7 @@ RESTORED = 0.3  # share of a forward pass that one restoration of causal tracing
 QUESTIONS = {
     "aime24": (30, 103), "math_500": (500, 70), "gsm8k": (1319, 159), "gpqa_diamond": (198, 200),
     "mmlu": (14042, 101), "mmlu_pro": (12032, 174), "ifeval": (541, 46),
-    "facts": (1209, 12),
+    "aime25": (30, 169), "amc": (83, 90), "minerva": (272, 127), "olympiad": (674, 98), "facts": (1209, 12),
 }  # fmt: skip
 OTHER = (1000, 150)
 CHOICES = {"mmlu": 4, "mmlu_pro": 10, "choice": 4}  # answers that `formulation: cloze` reads one by one, by format
