@@ -1,11 +1,14 @@
 """Filter and order: every row is accounted for, by the first reason that applies."""
 
 import csv
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.config.data import FilterRecipe, OrderRecipe
@@ -15,6 +18,7 @@ from scalpel.data.sources import last_boxed, open_rows
 from scalpel.errors import UserError
 from scalpel.grading.grader import Grader
 
+ROOT = Path(__file__).resolve().parent.parent
 RECIPE = FilterRecipe(max_tokens=230, decontamination_ngram=6)
 
 
@@ -430,3 +434,66 @@ def test_text_that_is_no_utf8_is_named(tmp_path):
     )
     with pytest.raises(UserError, match=r"rows.parquet, row 1: column 'answer' is not valid UTF-8"):
         list(open_rows([tmp_path / "rows.parquet"], {}, {}, None))
+
+
+# ---------------------------------------------------------------- values inside columns
+
+OF_46K = {
+    "problem": "prompt[-1].content", "generations": "target[0].content", "answer": "reward_model.ground_truth",
+    "source": "data_source", "uuid": "extra_info.index",
+}  # fmt: skip
+TRUE = {"correctness_math_verify": True, "is_reasoning_complete": True}
+
+
+def rows_of_46k(path: Path, count: int = 600) -> None:
+    """Under the columns of Openr1-Math-46k-8192, more than one batch of them."""
+    rows = [
+        {
+            "data_source": "openr1",
+            "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": f"What is {n} + 1?"}],
+            "target": [{"role": "assistant", "content": f"It is {n + 1}."}],
+            "ability": "math",
+            "reward_model": {"ground_truth": str(n + 1), "style": "rule"},
+            "extra_info": {"index": n, "split": "train"},
+        }
+        for n in range(count)
+    ]
+    for row in rows[7:8]:
+        row["target"] = []
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_rows_of_the_second_paper_are_read_as_they_are(tmp_path):
+    page = (ROOT / "docs" / "real-data.md").read_text().replace("\n", " ")
+    written = re.search(r"`columns: (\{problem: [^`]*\})`", page)[1]
+    assert yaml.safe_load(written) == OF_46K, "the page says what is tested"
+    rows_of_46k(tmp_path / "rows.parquet")
+    opened = open_rows([tmp_path / "rows.parquet"], OF_46K, TRUE, None)
+    read = [row for _, row in opened]
+    assert len(read) == opened.total == 600
+    for n, row in enumerate(read):
+        assert row["problem"] == f"What is {n} + 1?" and row["answer"] == str(n + 1) and row["uuid"] == str(n)
+        assert row["generations"] == ([f"It is {n + 1}."] if n != 7 else [None]) and row["source"] == "openr1"
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("prompt.content", "nothing lies at 'prompt.content'"),
+        ("reward_model[0]", "nothing lies at 'reward_model\\[0\\]'"),
+        ("reward_model.truth", "nothing lies at 'reward_model.truth'"),
+        ("reward_model", "holds values of type struct"),
+        ("promt[0].content", "lacks column 'promt\\[0\\].content'"),
+    ],
+)
+def test_a_path_to_nothing_is_refused_when_the_file_is_opened(path, sentence, tmp_path):
+    rows_of_46k(tmp_path / "rows.parquet", 2)
+    with pytest.raises(UserError, match=sentence):
+        open_rows([tmp_path / "rows.parquet"], OF_46K | {"problem": path}, TRUE, None)
+
+
+def test_a_column_with_a_dot_in_its_name_is_itself(tmp_path):
+    row = {"problem": "p", "final.answer": "7", "final": {"answer": "8"}, "source": "s", "generations": ["g"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    ((_, read),) = open_rows([tmp_path / "rows.parquet"], {"answer": "final.answer"}, TRUE, None)
+    assert read["answer"] == "7"

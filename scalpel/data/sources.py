@@ -1,9 +1,12 @@
 """Training rows from parquet, read in batches: memory is bounded by one batch, whatever the file's size."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +22,42 @@ MORE = ("solution", "messages")  # read where a filter asks for them
 LISTS = ("generations", "correctness_math_verify", "is_reasoning_complete", "correctness_llama")
 TRUTHS = LISTS[1:]  # of true or false
 BATCH_ROWS = 256
+NESTED = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])+")  # a path to a value inside a column
+
+
+class Place(NamedTuple):
+    """Where in a row a value lies: a column, then names of fields and places in lists, -1 the last."""
+
+    column: str
+    inside: tuple[str | int, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, there: Collection[str]) -> Place:
+        """``prompt[-1].content``; a column that is called so comes first."""
+        if text in there or not NESTED.fullmatch(text):
+            return cls(text)
+        column, *inside = re.findall(r"[^.\[\]]+", text)
+        return cls(column, tuple(int(part) if re.fullmatch(r"-?\d+", part) else part for part in inside))
+
+    def kind(self, kind: pa.DataType) -> pa.DataType | None:
+        """The type of what lies there in a column of this type; None where nothing can."""
+        for part in self.inside:
+            if isinstance(part, int) and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+                kind = kind.value_type
+            elif isinstance(part, str) and pa.types.is_struct(kind) and kind.get_field_index(part) >= 0:
+                kind = kind.field(part).type
+            else:
+                return None
+        return kind
+
+    def value(self, row: dict[str, Any]) -> Any:
+        """None where a list is too short or something on the way is missing."""
+        found = row[self.column]
+        for part in self.inside:
+            if found is None or (isinstance(part, int) and not -len(found) <= part < len(found)):
+                return None
+            found = found[part]
+        return found
 
 
 @dataclass(frozen=True)
@@ -26,7 +65,7 @@ class Rows:
     """Rows of one or more parquet files under OpenR1-Math-220k's column names."""
 
     files: list[Path]
-    columns: dict[str, str]  # wanted name -> column of the file
+    columns: dict[str, Place]  # wanted name -> where the file has it
     constants: dict[str, Any]
     boxed_answer_of: str | None
     total: int
@@ -35,7 +74,7 @@ class Rows:
         """(row number over all files, row by column); one value for a list is a list of one."""
         number = 0
         for path in self.files:
-            wanted = sorted(set(self.columns.values()) | ({self.boxed_answer_of} - {None}))
+            wanted = sorted({place.column for place in self.columns.values()} | ({self.boxed_answer_of} - {None}))
             try:
                 # Pre-buffering keeps every row group already read; without a buffer size each one is read whole.
                 file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -49,7 +88,7 @@ class Rows:
                 ) from None
 
     def _row(self, raw: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
-        row = {name: raw[column] for name, column in self.columns.items()} | self.constants
+        row = {name: place.value(raw) for name, place in self.columns.items()} | self.constants
         if self.boxed_answer_of:
             row["answer"] = last_boxed(raw[self.boxed_answer_of] or "")
         row.setdefault("uuid", f"row-{number}")
@@ -57,8 +96,9 @@ class Rows:
             if row[name] is not None:
                 row[name] = str(row[name])
         for name in LISTS:
-            if name in row and not isinstance(row[name], (list, type(None))):
-                row[name] = [row[name]]
+            inside = name in self.columns and self.columns[name].inside
+            if name in row and not isinstance(row[name], list) and (inside or row[name] is not None):
+                row[name] = [row[name]]  # of nothing where nothing lies inside
         if not isinstance(row["problem"], str) or not row["problem"].strip():
             raise UserError(f"{path}, row {number}: column 'problem' is empty; fix or remove the row.")
         return row
@@ -123,8 +163,8 @@ def open_rows(
             column = columns.get(name, name)
             if name in constants or (name == "answer" and boxed_answer_of):
                 continue
-            if column in there:
-                mapping[name] = column
+            if Place.of(column, there).column in there:
+                mapping[name] = Place.of(column, there)
             elif name not in (*OPTIONAL, "uuid"):
                 raise UserError(
                     f"{path} lacks column {column!r}; give it, or say in `source.columns` or `source.constants` "
@@ -132,8 +172,14 @@ def open_rows(
                 )
         if boxed_answer_of and boxed_answer_of not in there:
             raise UserError(f"{path} lacks column {boxed_answer_of!r}, named by `source.boxed_answer_of`.")
-        for name, column in mapping.items():
-            kind = file.schema_arrow.field(column).type
+        for name, place in mapping.items():
+            whole = file.schema_arrow.field(place.column).type
+            kind, column = place.kind(whole), columns.get(name, name)
+            if kind is None:
+                raise UserError(
+                    f"{path}: nothing lies at {column!r}, by which `source.columns` names {name!r}: column "
+                    f"{place.column!r} holds values of type {whole}."
+                )
             if not _fits(name, kind):
                 raise UserError(
                     f"{path}, row 0 and all others: column {column!r} holds values of type {kind}; it needs "
