@@ -2,6 +2,7 @@
 
 import datetime
 import html
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scalpel.claims.estimate import Sample
 from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED, Evidence
@@ -19,8 +21,9 @@ from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results, final
+from scalpel.exhibits.style import PALETTE
 from scalpel.report import answer, audits, course, setup, tables
-from scalpel.report.build import report
+from scalpel.report.build import light, report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
 from tests import synthetic
@@ -95,10 +98,24 @@ def test_report_is_one_file_with_everything(made, page):
         assert html.escape(claim.place).replace("&#x27;", "&#39;") in page
     assert "scaled replica" in page and "There is one seed" in page
     assert "88.0 ± 4.1" in page and "40.2 ± 2.2" in page  # MATH-500 under GRPO, ours and the paper's
+    pictures = [file.stat().st_size for file in (made[1] / "results" / "figures" / STUDY).glob("*.png")]
+    shown = [len(text) * 3 / 4 for text in re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    assert sum(shown) < 0.6 * sum(pictures)
     parser = Balance()
     parser.feed(page)
     assert not parser.open
     assert current(page_of(made))["digest"] == made[0].drawings[STUDY, "report"].digest
+
+
+def test_pictures_on_the_page_keep_the_colours_of_runs(made):
+    """Within 16 of 255, whatever else a picture holds."""
+    for file in (made[1] / "results" / "figures" / STUDY).glob("*.png"):
+        with Image.open(file) as whole, Image.open(io.BytesIO(light(file))) as few:
+            before, after = (np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int) for image in (whole, few))
+        for color in PALETTE:
+            wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+            there = (before == wanted).all(axis=1)
+            assert not there.any() or np.abs(after[there] - wanted).max() <= 16, (file.name, color)
 
 
 def test_claims_stand_with_interval_margin_and_both_verdicts(page):
