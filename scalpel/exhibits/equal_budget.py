@@ -1,4 +1,7 @@
-"""Who wins at equal expense: every run at its last checkpoint within what the cheapest of them spent in all.
+"""Who wins at equal expense: every run at its last checkpoint within a budget that all of them have one in.
+
+The budget is what the cheapest run spent in all, or more where another's first checkpoint takes more (a run that starts
+from another's end); a run that ended earlier is shown at its end, with what it spent.
 
 Differences from the base model, and from the first run shown, are taken question by question, with 95% intervals over
 questions and, where a run has several, seeds (scalpel/claims/estimate.py).
@@ -16,7 +19,6 @@ from scalpel.exhibits.options import ExhibitOptions
 READS = ("train", "given", "evaluate")
 CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py")  # these decide its numbers, too
 UNITS = {"questions": "questions", "flops": "FLOPs", "tokens": "tokens", "steps": "steps"}
-NONE = "no checkpoint this early"
 
 
 class Options(ExhibitOptions):
@@ -48,16 +50,18 @@ def table(results, options):
     rows = []
     for budget in options.budgets:
         spent, why = _spent(results, scores, [run for run in results.runs if run in found], budget)
-        limit = min((max(of_run[number][0] for number in found[run]) for run, of_run in spent.items()), default=0.0)
+        ends = [max(of_run[number][0] for number in found[run]) for run, of_run in spent.items()]
+        begins = [min(of_run[number][0] for number in found[run]) for run, of_run in spent.items()]
+        limit = max(min(ends), max(begins)) if spent else 0.0
         within = {
             run: [number for number in found[run] if of_run[number][0] <= limit * (1 + 1e-9)]
             for run, of_run in spent.items()
         }
-        first = next((run for run, numbers in within.items() if numbers), None)
+        first = next(iter(spent), None)
         for run in [run for run in results.runs if run in found]:
             row = {"budget": f"{limit:.3g} {UNITS[budget]}", "run": run}
-            if not within.get(run):
-                rows.append(row | {"step": why.get(run, NONE)})
+            if run in why:
+                rows.append(row | {"step": why[run]})
                 continue
             number = within[run][-1]
             x, step = spent[run][number]
