@@ -25,7 +25,7 @@ FIGURES = (
     "norms_course",
     "controls",
 )
-TABLES = ("scores", "kl_final", "norms")
+TABLES = ("scores", "kl_final", "norms", "equal_budget")
 
 
 def snakemake(*arguments, cwd=ROOT, check=True) -> str:
