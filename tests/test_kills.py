@@ -22,6 +22,12 @@ LONGEST_SECONDS = 16.0  # from the start of a first job to the kill
 PLANNING, TRAINING = 0, 2  # of four kills, one comes while Snakemake still plans, one when a run has saved a new state
 
 
+def untimed(path: Path) -> bytes:
+    """A file's bytes; a page's without when, and in how long, its results were made."""
+    content = path.read_bytes()
+    return content.partition(b'<h2 id="made">')[0] if path.name == "index.html" else content
+
+
 class Lab:
     """A folder with the study of tests/slurm, two runs and two figures, at laptop scale."""
 
@@ -46,10 +52,11 @@ class Lab:
         return path.read_text() if path.exists() else ""
 
     def files(self) -> dict[str, bytes]:
-        """All that results/ holds but logs, and of provenance.json, which tells times, only that it is there."""
+        """All that results/ holds but logs and times: of provenance.json, and of the page's record, which hashes the
+        page, only that they are there; the page without its section on when its results were made."""
         found = {path.relative_to(self.results).as_posix(): path for path in self.results.rglob("*") if path.is_file()}
         return {
-            name: b"" if path.name == "provenance.json" else path.read_bytes()
+            name: b"" if path.name in ("provenance.json", "index.json") else untimed(path)
             for name, path in found.items() if not name.startswith("logs/")
         }  # fmt: skip
 
