@@ -14,12 +14,13 @@ LOCKS_gpu := envs/gpu.lock
 HASH = $(shell cat $(LOCKS_$(1)) | $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 PIP := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
-.PHONY: show help setup setup-laptop setup-gpu demo test test-slow test-slurm check preflight fetch resolve verify repair \
+.PHONY: show help setup setup-laptop setup-gpu demo test coverage test-slow test-slurm check preflight fetch resolve verify repair \
   status clean-unused card push extend schema retire lock clean
 
 help:
 	@echo "make demo         the whole experiment at laptop scale, on $(CORES) cores; ends by naming the report"
-	@echo "make test         formatting, unit tests, dry-runs of every scale, one small complete run"
+	@echo "make test         formatting, types, unit tests, dry-runs of every scale, one small complete run"
+	@echo "make coverage     the same tests, and how much of the library they run through; under 90% it fails"
 	@echo "make test-slow    what takes longer: campaigns of kills and damage, throw-away environments"
 	@echo "make test-slurm   the SLURM path on a throw-away cluster on this machine (Debian, as root)"
 	@echo "make setup-gpu    the environment of envs/gpu.lock (CUDA, vLLM) in place of the laptop's"
@@ -33,7 +34,7 @@ help:
 	@echo "make clean-unused list results of no current config with their sizes; YES=1 removes them"
 	@echo "make card         RUN=grpo: the model card of a finished run; make push RUN=grpo REPO=me/grpo uploads a checkpoint"
 	@echo "make extend       every place where something of your own goes: the file to look at, and what there is"
-	@echo "make setup        the environment alone; make check: formatting alone; make clean: remove the environment"
+	@echo "make setup        the environment alone; make check: formatting and types; make clean: remove the environment"
 	@echo "make schema       write the JSON schema of config.yaml, by which editors complete it"
 	@echo "make retire       intermediate weights that all that is planned has read; YES=1 removes them"
 	@echo "make lock         resolve envs/*.in into envs/*.lock again (needs uv)"
@@ -83,6 +84,13 @@ test-slow: setup
 	@# One at a time: these start ranks, servers and whole workflows that share the cores themselves.
 	$(BIN)/python -m pytest -q -m campaign --durations=0 --durations-min=5 $(SIDE_BY_SIDE:%=--ignore=%)
 
+coverage: setup
+	@rm -f .coverage .coverage.*
+	@# But for a test that limits the size of files, to which coverage writes its own.
+	$(BIN)/python -m coverage run -m pytest -q -n $(CORES) --dist worksteal -k 'not test_a_limit_on_file_sizes'
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
 test-slurm: setup
 	$(BIN)/python -m pytest -q -m slurm tests/slurm --durations=0 --durations-min=5
 
@@ -90,6 +98,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m snakefmt --check Snakefile workflow/rules
+	$(BIN)/python -m mypy
 
 show: setup
 	@[ "$(RUN)" ] || { echo "error: name a run: make show RUN=grpo SCALE=cluster" >&2; exit 2; }
@@ -102,7 +111,7 @@ fetch: setup
 	$(SNAKEMAKE) --until fetch --config scale=$(or $(SCALE),cluster)
 
 resolve: setup
-	@$(BIN)/python -m scripts.resolve
+	@$(BIN)/python -m scripts.resolve $(if $(SCALE),--scale "$(SCALE)")
 
 # These never install anything.
 verify status repair retire clean-unused card push extend schema:
@@ -113,7 +122,7 @@ verify status repair retire clean-unused card push extend schema:
 
 WORDS_repair = $(if $(YES),--yes)
 WORDS_clean-unused = $(if $(YES),--yes)
-WORDS_retire = $(if $(YES),--yes)
+WORDS_retire = $(if $(YES),--yes) $(if $(SCALE),--scale "$(SCALE)")
 WORDS_status = $(if $(SCALE),--scale "$(SCALE)")
 WORDS_card = "$(RUN)" $(WORDS_of_checkpoint)
 WORDS_push = "$(RUN)" "$(REPO)" $(WORDS_of_checkpoint)
