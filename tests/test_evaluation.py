@@ -36,6 +36,9 @@ TASKS = {
     # the paper's prompts
     "mmlu_bare": {"questions": "mmlu", "shots": 2, "prompt": "{instruction}{question}\n{choices}\nAnswer:"},
     "pro_one_turn": {"questions": "mmlu_pro", "shots": 2, "one_turn": True},
+    "pro_written": {"questions": "mmlu_pro", "formulation": "written", "samples": 2, "max_new_tokens": 24, "limit": 3},
+    "mmlu_written": {"questions": "mmlu", "formulation": "written", "max_new_tokens": 24},
+    "quiz_written": {"questions": "quiz", "formulation": "written", "max_new_tokens": 24},
     "pro_asked": {"questions": "mmlu_pro", "prompt": "About {category}: {question}", "limit": 2},
 }
 RECIPE = EvaluationRecipe.model_validate({"tasks": TASKS})
@@ -104,7 +107,8 @@ def test_scores_of_all_tasks(evaluated, samples, sets):
     assert metrics == {
         "math_500": "avg@n", "aime24": "avg@n", "sums": "avg@n", "gsm8k": "extractive_match", "mmlu": "acc",
         "gpqa_diamond": "extractive_match", "mmlu_pro": "acc", "quiz": "acc", "quiz_cloze": "acc", "pro_asked": "acc",
-        "mmlu_bare": "acc", "pro_one_turn": "acc",
+        "mmlu_bare": "acc", "pro_one_turn": "acc", "pro_written": "avg@n", "mmlu_written": "extractive_match",
+        "quiz_written": "extractive_match",
     }  # fmt: skip
     notes = json.loads((evaluated / "notes.json").read_text())
     assert "ifeval_sentences" in notes and set(notes) >= {"0", "7"}
@@ -167,6 +171,29 @@ def test_a_prompt_of_the_tasks_own_takes_the_harness_prompts_place(samples, tiny
     assert "Question: Which is a fish?\nAnswer:" in cloze and "A. the cod" not in cloze
 
 
+def test_letters_that_are_written_are_graded_as_those_of_gpqa(samples, tiny_base, sets):
+    from scalpel.evaluation import lighteval_tasks
+    from scalpel.grading.judge import strict
+
+    asked = "Which is a fish?\n\nA. the cod\nB. a dog\nC. an owl"
+    prompt = first_prompt(samples, "quiz_written")
+    assert asked in prompt and "where LETTER is one of ABC. Think" in prompt
+    gpqa = re.search(r"Answer the following.*?before answering\.", first_prompt(samples, "gpqa_diamond"))[0]
+    assert gpqa == lighteval_tasks.WRITTEN.format("ABCD"), "LightEval's words"
+    for task in ("quiz_written", "pro_written", "mmlu_written"):
+        rows = samples[samples.task == task]
+        assert rows.choice_logprobs.isna().all() and rows.completion.str.len().max() > 1
+        golds = open_set(sets[task]).rows()
+        letters = [row["answer"] if task == "pro_written" else "ABCD"[row["answer"]] for row in golds]
+        assert all(row.gold == letters[row.question] for row in rows.itertuples())
+        assert list(rows.score) == [float(strict(row.gold, row.completion) is True) for row in rows.itertuples()]
+    metric = lighteval_tasks.LETTER(1, "strict")
+    known = [("Thinking. Answer: B", 1.0), ("So it is \\boxed{B}.", 1.0), ("Answer: A", 0.0), ("", 0.0)]
+    docs = [lighteval_tasks.written_prompt({"question": "?", "choices": ["x", "y"], "answer": 1})] * len(known)
+    results, *_ = graded(docs, [text for text, _ in known], metric)
+    assert [next(iter(result.values())) for result in results] == [score for _, score in known]
+
+
 def test_prompts_of_the_paper(samples, sets):
     """MMLU without "Question: ", its instruction said once; MMLU-Pro with all its examples in one user's turn."""
     bare, ours = first_prompt(samples, "mmlu_bare"), first_prompt(samples, "mmlu")
@@ -206,6 +233,8 @@ def test_tasks_that_their_set_does_not_allow_are_refused(task, words, tiny_base,
         ("mmlu_pro", {"shots": 100}, "100 shots need as many examples"),
         ("mmlu", {"shots": 6}, "only 5 examples of subject"),
         ("ifeval", {"samples": 2}, "IFEval judges one completion"),
+        ("mmlu", {"formulation": "written", "shots": 1}, "`formulation: written` goes without examples"),
+        ("mmlu_pro", {"formulation": "written", "one_turn": True}, "`formulation: written` goes without examples"),
     ],
 )
 def test_so_are_they_for_other_formats(name, task, words, tiny_base, tiny_sets, tmp_path):

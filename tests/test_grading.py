@@ -54,9 +54,116 @@ RIGHT = [
 ]
 
 
+RIGHT_TOO = [  # as models and data sets write them
+    ("D", "The field vanishes.\n\nAnswer: D"),
+    ("D", "v = 3 m/s\n\nAnswer: D"),
+    ("D", "So T ≈ 300 K\nAnswer: D"),
+    ("D", "3.2\nAnswer: D"),
+    ("7", "\\[ x = 7 \\]\n\nThe final answer is 7."),
+    ("7", "2x = 14\nThe answer is 7."),
+    ("7", "x = 7\n\n**Answer: 7**"),
+    ("7", "\\[n = 7\\]\n\nTherefore, Hillary has 7 nickels."),
+    ("7", "3x = 21\n\nTherefore, Hillary has 7 nickels."),
+    ("①③④", "\\boxed{①③④}"),
+    ("x⁴", "\\boxed{x^4}"),
+    ("x⁴", "\\boxed{x⁴}"),
+    ("\\mathbb{R}", "\\boxed{ℝ}"),
+    ("D", "CO₂ is released.\n\nAnswer: D"),
+    ("D", "The rate is 3 s⁻¹.\n\nAnswer: D"),
+    ("12", "Hmm… The answer is 12."),
+    ("12", "x⁴ = 16, so the answer is 12."),
+    ("9", "The terms a₁ and aₙ.\nSo the number of divisors of 196 is 9."),
+    ("2ab", "\\boxed{2ba}"),
+    ("5", "\\boxed{5 cm}"),
+    ("5 cm", "\\boxed{5}"),
+    ("3 m", "\\boxed{3}"),
+    ("3", "so $x\\equiv \\boxed{3} \\pmod{7}$"),
+    ("32348", "$\\approx \\boxed{\\$32,\\!348}$"),
+    ("30", "$\\angle A=\\boxed{30}^\\circ$"),
+    ("5.77", "$x\\approx\\boxed{5.77}$"),
+    ("11,12", "\\boxed{11}, \\quad \\boxed{12}"),
+    ("11,12", "$x=\\boxed{11}$ or $x=\\boxed{12}$"),
+    ("D", "Answer: D) 3 m/s"),
+    ("D", "Answer: (D) 3 m/s"),
+    ("D", "The correct answer is (D) 3 m/s."),
+    ("D", "\\boxed{D. 12}"),
+    ("D", "\\boxed{\\text{(D)}\\ 12}"),
+    ("D", "**Answer: D. zero**"),
+    ("\\log_2 3", "\\boxed{\\log_{2}3}"),
+    ("\\{-1,0,1\\}", "\\boxed{\\{0,-1,1\\}}"),
+    ("x-y+1=0", "\\boxed{x-y=-1}"),
+    ("2x-y+3=0", "\\boxed{y=2x+3}"),
+    ("y=2x+3", "\\boxed{2x-y+3=0}"),
+    ("\\pm 2", "\\boxed{2,-2}"),
+    ("\\pm 2", "\\boxed{-2,2}"),
+    ("2,-2", "\\boxed{\\pm 2}"),
+    ("2", "Therefore, the greatest number he could have left over is 2."),
+    ("12", "If x is 3, the answer is 12."),
+    ("225", "She needs 200+25=225 pounds of potato salad."),
+    ("m=2,n=3", "\\boxed{m=2,n=3}"),
+    ("m=2,n=3", "\\boxed{n=3,m=2}"),
+    ("m=2,n=3", "\\boxed{2,3}"),
+    ("x=1,y=2", "\\boxed{1,2}"),
+    ("f'(x)=2x", "\\boxed{f'(x)=2x}"),
+    ("x=2,x=-2", "\\boxed{-2,2}"),
+    ("3-5t", "\\boxed{-5t+3}"),
+    ("\\{1,2\\}", "\\boxed{2,1}"),
+    ("(1,2)", "\\boxed{(1,2)}"),
+]
+
+WRONG = [  # near to what is right
+    ("\\frac{1}{3}\\pi r^2h", "\\boxed{\\frac{1}{3}\\pi r^2}"),
+    ("x^2+3ab", "\\boxed{x^2+3}"),
+    ("2ab", "\\boxed{2}"),
+    ("6t", "\\boxed{6}"),
+    ("5-3t", "\\boxed{5-3}"),
+    ("3m", "\\boxed{3g}"),
+    ("f'(2)", "\\boxed{f(2)}"),
+    ("a+1", "\\boxed{(a+1) m}"),
+    ("\\frac{1}{2^{2019}}", "\\boxed{\\frac{1}{2^{2020}}}"),
+    ("\\frac{1}{2^{99}}", "\\boxed{\\frac{1}{2^{98}}}"),
+    ("\\frac{3}{4^{40}}", "\\boxed{\\frac{5}{4^{40}}}"),
+    ("\\frac{1}{20!}", "\\boxed{\\frac{1}{21!}}"),
+    ("12", "\\boxed{11}, \\quad \\boxed{12}"),
+    ("12", "$x=\\boxed{11}$ or $x=\\boxed{12}$"),
+    ("m=2,n=3", "\\boxed{3,2}"),
+    ("2,1", "\\boxed{x=1,y=2}"),
+    ("5\\text{ m}^2", "\\boxed{5\\text{ m}^3}"),
+    ("2", "\\boxed{\\pm 2}"),
+    ("12", "It is not the case that x is 12."),
+    ("12", "If the total is 12."),
+    ("12", "x could be 12."),
+    ("12", "Could it be that the answer is 12?"),
+    ("12", "12 to 13"),
+    ("13", "12\n13"),
+    ("12", "The answer is 13.\n12 or 13"),
+    ("13", "x = 12\nx = 13"),
+    ("D", "A. 12 or D. 13"),
+    ("D", "\\boxed{A. 12 or D. 13}"),
+    ("D", "It is not D) 3"),
+    ("12", "\u200b1\u200b2"),
+    ("12", "１２"),
+    ("\\{1,2\\}", "\\boxed{(1,2)}"),
+    ("x=5", "\\boxed{2x=10}"),
+    ("12", "He paid 11 of 12."),
+    ("12", "He paid about $12."),
+    ("12", "2 \\boxed{6}"),
+    ("12", "It must be more than 12."),
+    ("64", "So Kylar needs to pay $64 thousand."),
+    ("12", "The answer is either 12."),
+    ("2x-y+3=0", "\\boxed{y=2x-3}"),
+]
+
+
 def test_right_answers_are_right(grader):
-    verdicts = grader.grade_many(RIGHT)
-    assert [pair for pair, verdict in zip(RIGHT, verdicts, strict=True) if verdict is not True] == []
+    pairs = RIGHT + RIGHT_TOO
+    verdicts = grader.grade_many(pairs)
+    assert [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is not True] == []
+
+
+def test_what_is_near_is_wrong(grader):
+    verdicts = grader.grade_many(WRONG)
+    assert [pair for pair, verdict in zip(WRONG, verdicts, strict=True) if verdict] == []
 
 
 def test_without_a_gold_answer_there_is_no_verdict(grader):

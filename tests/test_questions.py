@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 from scalpel.artifact.identity import sha256_file
 from scalpel.config.evaluation import FORMATS as NAMED
 from scalpel.config.evaluation import Format
-from scalpel.data.tables import read_rows
+from scalpel.data.tables import first_row, read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation.formats import FORMATS
 from scalpel.evaluation.question_set import open_set
@@ -194,6 +195,27 @@ def test_bad_files_are_named(tmp_path):
         open_set(tmp_path)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    """Excel's UTF-8."""
+    for name, text in (("a.csv", "problem,answer\n1 + 1?,2\n"), ("a.jsonl", '{"problem": "1 + 1?", "answer": "2"}\n')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_rows(tmp_path / name) == first_row(tmp_path / name) == [{"problem": "1 + 1?", "answer": "2"}]
+
+
+def test_a_list_in_an_object_is_not_one_row(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": [{"problem": "x"}]}')
+    with pytest.raises(UserError, match="'data' is a list; write that list alone"):
+        read_rows(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"), [("choice", math.nan), ("choice", math.inf), ("choice", "²"), ("mmlu", "²"), ("math", math.nan)]
+)
+def test_an_answer_that_is_no_number_is_named(form, answer, tmp_path):
+    with pytest.raises(UserError, match="row 1"):
+        laid_out(tmp_path, form, [ROWS[form], ROWS[form] | {"answer": answer}], suffix=".jsonl")
+
+
 def test_a_file_that_changed_since_the_plan_is_refused(tmp_path):
     digest = sha256_file(write(tmp_path / "given.parquet", [ROWS["math"]]))
     laid_out(tmp_path, "math", [ROWS["math"]], sha256={"questions": digest})
@@ -214,6 +236,47 @@ def test_mmlu_pro_without_examples_sets_some_aside(tmp_path):
 def test_mmlu_needs_examples_of_every_subject(tmp_path):
     with pytest.raises(UserError, match=r"shots\.parquet has no row of subject 'law'"):
         laid_out(tmp_path, "mmlu", [ROWS["mmlu"], ROWS["mmlu"] | {"subject": "law"}], [ROWS["mmlu"]])
+
+
+ARC = {  # as AI2's file has it; of the whole set 22 rows have labels 1 to 4
+    "id": "q",
+    "question": "Which is a fish?",
+    "choices": {"text": ["a dog", "the cod", "an owl", "a bee"], "label": ["1", "2", "3", "4"]},
+    "answerKey": "2",
+}
+ARC_COLUMNS = {"choices": "choices.text", "labels": "choices.label", "answer": "answerKey"}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_choices_inside_a_column_with_labels_of_their_own(suffix, tmp_path):
+    letters = ARC | {"choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]}, "answerKey": "C"}
+    found = laid_out(tmp_path, "choice", [ARC, letters], columns=ARC_COLUMNS, suffix=suffix).rows()
+    assert [(row["choices"][row["answer"]], row["answer"]) for row in found] == [("the cod", 1), ("z", 2)]
+    with pytest.raises(UserError, match=r"row 0: `labels` holds \['1', '2', '3', '4'\]; .* the answer, '5'"):
+        laid_out(tmp_path, "choice", [ARC | {"answerKey": "5"}], columns=ARC_COLUMNS, suffix=suffix)
+    with pytest.raises(UserError, match=r"row 0: nothing lies at 'choices\.texts'; correct `columns`"):
+        laid_out(tmp_path, "choice", [ARC], columns=ARC_COLUMNS | {"choices": "choices.texts"}, suffix=suffix)
+    with pytest.raises(UserError, match="lacks column 'choice' "):
+        laid_out(tmp_path, "choice", [ARC], columns=ARC_COLUMNS | {"choices": "choice.text"}, suffix=suffix)
+
+
+@pytest.mark.parametrize("form", ["mmlu", "mmlu_pro", "choice"])
+def test_shuffled_choices_keep_their_answer(form, tmp_path):
+    name = "options" if form == "mmlu_pro" else "choices"
+    row = ROWS[form] | {name: ["a", "b", "c", "d"]}
+    rows = [row | {"question": f"q{n}"} for n in range(200)]
+    right = "abcd"["ABCD".index(row["answer"]) if form == "mmlu_pro" else row["answer"]]
+    shots = [row] if form == "mmlu_pro" else None
+    found = laid_out(tmp_path, form, rows, shots, shuffle=7).rows()
+    places = [row["answer_index"] if form == "mmlu_pro" else row["answer"] for row in found]
+    assert all(row[name][place] == right for row, place in zip(found, places, strict=True))
+    assert all(sorted(row[name]) == ["a", "b", "c", "d"] for row in found)
+    assert min(places.count(place) for place in range(4)) > 30, "every place is as likely"
+    if form == "mmlu_pro":
+        assert [row["answer"] for row in found] == ["ABCD"[place] for place in places]
+    assert laid_out(tmp_path, form, rows, shots, shuffle=7).rows() == found
+    assert laid_out(tmp_path, form, rows, shots, shuffle=8).rows() != found
+    assert laid_out(tmp_path, form, rows, shots).rows()[0][name] == ["a", "b", "c", "d"]
 
 
 REAL = [

@@ -12,12 +12,15 @@ before any checkpoint is evaluated.
 from __future__ import annotations
 
 import json
+import math
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from scalpel.config.load import nearest
+from scalpel.data.sources import Place
 from scalpel.errors import UserError
 from scalpel.evaluation import ifeval
 from scalpel.grading.text import last_boxed
@@ -41,15 +44,30 @@ class Format:
     def renamed(self, row: dict, columns: dict[str, str], where: str) -> dict:
         """The row under this format's column names; `columns` maps these to the file's."""
         file = where.rsplit(", row", 1)[0]
-        for name, column in columns.items():
+        for name in columns:
             if name not in self.columns + self.optional:
                 raise UserError(f"{file}: `columns` names {name!r}{nearest(name, self.columns + self.optional)}.")
-            if column not in row:
-                raise UserError(f"{file} lacks column {column!r} (it has: {', '.join(sorted(row))}).")
-        taken = set(columns.values()) - set(columns)
+        places = {name: Place.of(column, row) for name, column in columns.items()}
+        for place in places.values():
+            if place.inside and isinstance(text := row.get(f"{place.column}__json"), str):
+                row = row | {place.column: json.loads(text)}  # what jsonl files of objects come as
+            if place.column not in row:
+                raise UserError(f"{file} lacks column {place.column!r} (it has: {', '.join(sorted(row))}).")
+        taken = {place.column for place in places.values()} - set(columns)
         return {name: value for name, value in row.items() if name not in taken} | {
-            name: row[column] for name, column in columns.items()
+            name: _found(place, row, columns[name], where) for name, place in places.items()
         }
+
+
+def _found(place: Place, row: dict, path: str, where: str) -> Any:
+    """What lies there in the row; UserError where nothing does."""
+    try:
+        found = place.value(row)
+    except (KeyError, TypeError, IndexError):
+        found = None
+    if found is None and place.inside:
+        raise UserError(f"{where}: nothing lies at {path!r}; correct `columns`, or remove the row.")
+    return found
 
 
 def checked_rows(form: str, rows: list[dict], columns: dict[str, str], file: str) -> list[dict]:
@@ -114,6 +132,8 @@ def _plain(row: dict, column: str, where: str) -> str:
     """Text, or a number as its text."""
     value = row[column]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {column!r} is {value}; correct or remove the row.")
         return str(value)
     return _text(row, column, where)
 
@@ -157,7 +177,7 @@ def _gpqa(row: dict, where: str) -> dict:
 def _mmlu(row: dict, where: str) -> dict:
     _need(row, ("question", "subject", "choices", "answer"), where)
     choices, answer = _list(row, "choices", where), row["answer"]
-    answer = int(answer) if isinstance(answer, str) and answer.isdigit() else answer
+    answer = int(answer) if isinstance(answer, str) and answer.isdecimal() else answer
     if len(choices) != 4 or isinstance(answer, bool) or answer not in range(4):
         raise UserError(f"{where}: MMLU rows have 4 choices and an answer from 0 to 3; correct or remove the row.")
     choices = [_plain({"choices": choice}, "choices", where) for choice in choices]
@@ -174,7 +194,7 @@ def _mmlu_pro(row: dict, where: str) -> dict:
             f"{where}: the answer {row['answer']!r} is not the letter of one of its {len(letters)} options."
         )
     # The letter counts, as in lm-eval's task; a few public rows hold another index beside it.
-    kept = {key: _text(row, key, where) for key in ("question", "answer", "category")}
+    kept: dict[str, Any] = {key: _text(row, key, where) for key in ("question", "answer", "category")}
     kept["options"] = [_plain({"options": option}, "options", where) for option in options]
     return kept | {"answer_index": letters.index(row["answer"]), "question_id": row.get("question_id", 0)}
 
@@ -210,12 +230,18 @@ def _exact_match(row: dict, where: str) -> dict:
 def _choice(row: dict, where: str) -> dict:
     _need(row, ("question", "choices", "answer"), where)
     choices = [str(choice) for choice in _list(row, "choices", where)]
+    labels = None if row.get("labels") is None else [str(label) for label in _list(row, "labels", where)]
+    if labels is not None and (len(labels) != len(choices) or labels.count(str(row["answer"])) != 1):
+        raise UserError(
+            f"{where}: `labels` holds {labels!r}; one for each of the {len(choices)} choices is needed, and one of "
+            f"them must be the answer, {row['answer']!r}."
+        )
     if not 2 <= len(choices) <= len(LETTERS) or not all(choice.strip() for choice in choices):
         raise UserError(f"{where}: `choices` holds {choices!r}; 2 to {len(LETTERS)} of them are needed, none empty.")
     return {
         "question": _text(row, "question", where),
         "choices": choices,
-        "answer": _index(row["answer"], choices, where),
+        "answer": labels.index(str(row["answer"])) if labels else _index(row["answer"], choices, where),
     }
 
 
@@ -224,17 +250,17 @@ def _index(answer: Any, choices: list[str], where: str) -> int:
 
     A number is an index. Text may be read in several ways; where these disagree the row is refused.
     """
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and int(answer) == answer:
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and answer % 1 == 0:
         readings = {int(answer)}
     else:
         text = str(answer).strip()
         readings = {index for index, choice in enumerate(choices) if choice.strip() == text}
         readings |= {LETTERS.index(text)} if len(text) == 1 and text in LETTERS[: len(choices)] else set()
-        readings |= {int(text)} if text.isdigit() and int(text) < len(choices) else set()
+        readings |= {int(text)} if text.isdecimal() and int(text) < len(choices) else set()
     if len(readings) > 1:
         raise UserError(
             f"{where}: the answer {answer!r} may mean several choices (index, letter or text); "
-            "give every answer as a number, the index from 0."
+            "give every answer as a number, the index from 0, or, in a csv, as a letter."
         )
     if not readings or not 0 <= min(readings) < len(choices):
         raise UserError(
@@ -265,7 +291,7 @@ FORMATS: dict[str, Format] = {
     "mmlu_pro": Format(("question", "options", "answer", "category"), "question", _mmlu_pro, ("question_id",)),
     "ifeval": Format(("prompt", "instruction_id_list"), "prompt", _ifeval, ("kwargs", "kwargs__json")),
     "exact_match": Format(("question", "answer"), "question", _exact_match),
-    "choice": Format(("question", "choices", "answer"), "question", _choice),
+    "choice": Format(("question", "choices", "answer"), "question", _choice, ("labels",)),
     "facts": Format(("subject", "attribute", "prompt"), "prompt", _facts),
 }
 
@@ -273,8 +299,23 @@ FORMATS: dict[str, Format] = {
 def set_aside(rows: list[dict]) -> tuple[list[dict], list[dict]]:
     """(few-shot rows, the rest) of MMLU-Pro: the first SHOTS of each category, in order."""
     counts: dict[str, int] = {}
+    shots: list[dict]
+    rest: list[dict]
     shots, rest = [], []
     for row in rows:
         counts[row["category"]] = counts.get(row["category"], 0) + 1
         (shots if counts[row["category"]] <= SHOTS else rest).append(row)
     return shots, rest
+
+
+def shuffled(form: str, rows: list[dict], seed: int) -> list[dict]:
+    """Rows of multiple choice with their choices in an order of the seed's, each row its own; the answer follows."""
+    name = "options" if form == "mmlu_pro" else "choices"
+    answer = "answer_index" if form == "mmlu_pro" else "answer"
+    found = []
+    for number, row in enumerate(rows):
+        order = list(range(len(row[name])))
+        random.Random(f"{seed} {number}").shuffle(order)
+        row = row | {name: [row[name][place] for place in order], answer: order.index(row[answer])}
+        found.append(row | ({"answer": LETTERS[row[answer]]} if form == "mmlu_pro" else {}))
+    return found

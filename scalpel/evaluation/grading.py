@@ -11,15 +11,24 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from scalpel.grading.children import SECONDS, Children, Exceeded, Raised
 from scalpel.grading.text import after_thinking
+
+if TYPE_CHECKING:
+    from lighteval.metrics.utils.metric_utils import Metric
+    from lighteval.models.model_output import ModelResponse
+    from lighteval.tasks.requests import Doc
+    from lm_eval.api.task import Task
 
 HARNESS_SECONDS = 20.0  # of a sample that a harness's own code scores
 EXCEEDED, RAISED = "exceeded time or memory", "raised"  # how samples that are not graded are counted
 
 
-def grade(docs: Sequence, responses: Sequence, metric, seconds: float = SECONDS) -> tuple[list[dict], Counter]:
+def grade(
+    docs: Sequence[Doc], responses: Sequence[ModelResponse], metric: Metric, seconds: float = SECONDS
+) -> tuple[list[dict], Counter[str]]:
     """(what a LightEval metric gives for every question, how many samples were not graded, by the reason).
 
     The score of a question is the mean of its samples', which are put on the response as `sample_scores`.
@@ -38,7 +47,7 @@ def grade(docs: Sequence, responses: Sequence, metric, seconds: float = SECONDS)
 
     with Children(work, seconds) as children:
         found = children.each(samples)
-    lost: Counter = Counter()
+    lost: Counter[str] = Counter()
     scores: list[list[dict]] = [[] for _ in docs]
     for (number, _), result in zip(samples, found, strict=True):
         if isinstance(result, (Exceeded, Raised)):
@@ -48,7 +57,7 @@ def grade(docs: Sequence, responses: Sequence, metric, seconds: float = SECONDS)
     return [_question(mine, response) for mine, response in zip(scores, responses, strict=True)], lost
 
 
-def _question(scores: list[dict], response) -> dict:
+def _question(scores: list[dict], response: ModelResponse) -> dict:
     """The mean of a question's samples; of a single one all it has."""
     if len(scores) == 1 and len(scores[0]) > 1:
         return scores[0]
@@ -57,7 +66,7 @@ def _question(scores: list[dict], response) -> dict:
     return {name: statistics.fmean(response.sample_scores)}
 
 
-def warm(doc, metric) -> None:
+def warm(doc: Doc, metric: Metric) -> None:
     """Grade the gold answer here once: patterns compiled now are not compiled again in every child."""
     from lighteval.metrics import apply_metric
     from lighteval.models.model_output import ModelResponse
@@ -65,7 +74,7 @@ def warm(doc, metric) -> None:
     apply_metric(docs=[doc], responses=[ModelResponse(text=doc.get_golds()[:1])], metrics=[metric])
 
 
-def _wrong(metric, doc) -> dict:
+def _wrong(metric: Metric, doc: Doc) -> dict:
     """The lowest score; IFEval has one per instruction beside one for the prompt."""
     names = metric.metric_name if isinstance(metric.metric_name, list) else [metric.metric_name]
     instructions = len((doc.specific or {}).get("instructions_id_list", ()))
@@ -75,15 +84,15 @@ def _wrong(metric, doc) -> dict:
 # ---------------------------------------------------------------- lm-eval
 
 
-def bound_process_results(task, child: Children) -> Callable[[], Counter]:
+def bound_process_results(task: Task, child: Children) -> Callable[[], Counter[str]]:
     """Have an lm-eval task score in `child` what a model wrote; its work is `task.process_results` called with a pair.
 
     A question that exceeds time or memory has the value 0 in all metrics. Returns a function that counts these.
     """
     metrics = list(task.aggregation())
-    lost: Counter = Counter()
+    lost: Counter[str] = Counter()
 
-    def process_results(doc: dict, results: list):
+    def process_results(doc: dict, results: list) -> dict[str, Any]:
         try:
             return child.one((doc, results))
         except Exceeded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from scalpel.config.load import nearest
 from scalpel.errors import UserError
@@ -22,7 +23,7 @@ def instructions() -> dict[str, type]:
     langdetect.DetectorFactory.seed = 0  # it guesses with random numbers of its own
 
     class LetterFrequency(LetterFrequencyChecker):
-        def build_description(self, *, letter=None, **others):
+        def build_description(self, *, letter: Any = None, **others: Any) -> str:
             super().build_description(letter=letter, **others)
             self._letter = letter.lower()
             return self._description_pattern.format(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
 from lighteval.models.model_output import ModelResponse
@@ -18,19 +19,21 @@ from lighteval.tasks.requests import Doc
 from scalpel.chat import opening
 from scalpel.config.evaluation import EvaluationRecipe
 from scalpel.errors import UserError
-from scalpel.inference import Engine
-from scalpel.inference.requests import Request
+from scalpel.inference.requests import Engine, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class NoCache:
     """LightEval caches responses by model path, not by weights; nothing is cached here."""
 
-    def _init_registry(self, registry) -> None:
+    def _init_registry(self, registry: Any) -> None:
         pass
 
 
 class LightevalEngine(LightevalModel):
-    def __init__(self, engine: Engine, tokenizer, recipe: EvaluationRecipe):
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, recipe: EvaluationRecipe):
         self.engine, self.recipe = engine, recipe
         self.config = ModelConfig(model_name="scalpel")
         self._cache = NoCache()
@@ -41,7 +44,7 @@ class LightevalEngine(LightevalModel):
         self._encoded: dict[tuple[str, str], tuple] = {}
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._tokenizer
 
     @property
@@ -79,6 +82,7 @@ class LightevalEngine(LightevalModel):
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         """Log-likelihood in nats of every choice after its prompt, tokenised by LightEval's `tok_encode_pair`."""
+        pairs: list[tuple[list[int], list[int]]]
         pairs, spans = [], []
         for doc in docs:
             key = (doc.task_name, doc.id)

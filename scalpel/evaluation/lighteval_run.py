@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scalpel.evaluation import lighteval_tasks  # before anything else of LightEval: it lifts a version check
 from scalpel.evaluation.grading import grade, warm
 from scalpel.evaluation.lighteval_engine import LightevalEngine
+
+if TYPE_CHECKING:
+    from lighteval.models.model_output import ModelResponse
+    from lighteval.tasks.requests import Doc, SamplingMethod
 
 
 class LocalPipeline:
@@ -22,11 +27,11 @@ class LocalPipeline:
         class Prepared(Pipeline):
             """Pipeline whose tasks are given instead of looked up in LightEval's registry."""
 
-            def _init_tasks_and_requests(self, tasks):
+            def _init_tasks_and_requests(self, tasks: dict[str, lighteval_tasks.LocalTask]) -> None:
                 self.registry = None
                 self.tasks_dict = tasks
                 self.documents_dict = lighteval_tasks.documents(tasks)
-                self.sampling_docs = {}
+                self.sampling_docs: dict[SamplingMethod, list[Doc]] = {}
                 for docs in self.documents_dict.values():
                     for doc in docs:
                         for method in doc.sampling_methods:
@@ -37,8 +42,8 @@ class LocalPipeline:
                         warm(doc, metric)
                 self.evaluation_tracker.task_config_logger.log(self.tasks_dict)
 
-            def _compute_metrics(self, sampling_method_responses):
-                self.not_graded = {}
+            def _compute_metrics(self, sampling_method_responses: dict[SamplingMethod, list[ModelResponse]]) -> None:
+                self.not_graded: dict[str, dict[str, int]] = {}
                 for method, responses in sampling_method_responses.items():
                     for name, task in self.tasks_dict.items():
                         mine = [n for n, doc in enumerate(self.sampling_docs[method]) if doc.task_name == name]
@@ -82,7 +87,7 @@ class LocalPipeline:
         return rows
 
 
-def _rows(task: str, group: str, question: int, detail) -> list[dict]:
+def _rows(task: str, group: str, question: int, detail: Any) -> list[dict]:
     """One row per metric and sample of one question."""
     doc, response = detail.doc, detail.model_response
     common = {

@@ -10,6 +10,8 @@ LightEval's own parts. They differ from its built-in tasks in these points:
   score of several samples is their mean (avg@n).
 * mmlu: log-likelihood of the letters, as in the papers (the built-in is generative); macro average over subjects.
 
+* multiple choice with ``formulation: written``: LightEval's instruction of GPQA, for as many letters as there are.
+
 With ``formulation: cloze`` the choices themselves are scored instead of letters: a toy model knows facts before it can
 bind letters to choices. exact_match compares the answer of a completion as text, letter case, spacing and punctuation
 around it aside. (HELM's normalisation drops all punctuation, so that 4.0 equals 40.)
@@ -23,7 +25,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
 
@@ -45,6 +47,10 @@ from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMet
 from lighteval.metrics.utils.metric_utils import SampleLevelMetric  # noqa: E402
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig  # noqa: E402
 from lighteval.tasks.requests import Doc, SamplingMethod  # noqa: E402
+
+if TYPE_CHECKING:
+    from lighteval.metrics.utils.metric_utils import Metric
+    from lighteval.models.model_output import ModelResponse
 
 Splits = dict[str, list[dict]]
 
@@ -142,7 +148,7 @@ class Answered(SamplingMetric, SampleLevelComputation):
     def __init__(self, judge: Callable[[str, str], bool | None], gold: Callable[[Doc], str], samples: int):
         self.judge, self.gold, self.samples = judge, gold, samples
 
-    def compute(self, doc: Doc, model_response, **kwargs) -> float:
+    def compute(self, doc: Doc, model_response: ModelResponse, **kwargs: Any) -> float:
         return float(self.judge(self.gold(doc), model_response.text[0]) is True)
 
     def num_samples(self) -> int:
@@ -173,7 +179,7 @@ def gsm8k_gold(doc: Doc) -> str:
 # ---------------------------------------------------------------- tasks by format
 
 
-def _config(name: str, recipe: TaskRecipe, function: Callable, metric, **more) -> LightevalTaskConfig:
+def _config(name: str, recipe: TaskRecipe, function: Callable, metric: Metric, **more: Any) -> LightevalTaskConfig:
     return LightevalTaskConfig(
         name=name,
         prompt_function=function,
@@ -191,7 +197,9 @@ def _splits(recipe: TaskRecipe, questions: QuestionSet) -> Splits:
     return {"test": questions.rows(recipe.limit), "train": questions.examples() if recipe.shots else []}
 
 
-def _generative(function: Callable, metric: Callable[[int, str], Any], shots: str = "sequential", **more):
+def _generative(
+    function: Callable, metric: Callable[[int, str], Any], shots: str = "sequential", **more: Any
+) -> Builder:
     """A builder of tasks that are answered in words. metric: (number of samples, rule) -> metric."""
 
     def builder(
@@ -206,17 +214,23 @@ def _generative(function: Callable, metric: Callable[[int, str], Any], shots: st
     return builder
 
 
-def _multiple_choice(name: str, recipe: TaskRecipe, questions: QuestionSet, letters: Callable):
-    """(config, splits) of a task whose choices are scored."""
+def _multiple_choice(
+    name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str, letters: Callable
+) -> tuple[LightevalTaskConfig, Splits]:
+    """(config, splits) of a task whose choices are scored, or whose letter is written."""
+    if recipe.formulation == "written":
+        return next(_generative(lambda: written_prompt, LETTER)(name, recipe, questions, rule))
     function = cloze_prompt if recipe.formulation == "cloze" else letters
     config = _config(name, recipe, function, Metrics.loglikelihood_acc, few_shots_select="sequential")
     return config, _splits(recipe, questions)
 
 
-def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
+def _mmlu(
+    name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str
+) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
     from lighteval.tasks.tasks.mmlu import mmlu_prompt
 
-    config, splits = _multiple_choice(name, recipe, questions, mmlu_prompt)
+    config, splits = _multiple_choice(name, recipe, questions, rule, mmlu_prompt)
     for subject in sorted({row["subject"] for row in splits["test"]}):
         mine = {split: [row for row in rows if row["subject"] == subject] for split, rows in splits.items()}
         if len(mine["train"]) < recipe.shots:
@@ -227,11 +241,15 @@ def _mmlu(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
         yield replace(config, name=f"{name}:{subject}"), mine
 
 
-def _choice(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
-    yield _multiple_choice(name, recipe, questions, letters_prompt)
+def _choice(
+    name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str
+) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
+    yield _multiple_choice(name, recipe, questions, rule, letters_prompt)
 
 
-def _ifeval(name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str):
+def _ifeval(
+    name: str, recipe: TaskRecipe, questions: QuestionSet, rule: str
+) -> Iterator[tuple[LightevalTaskConfig, Splits]]:
     from scalpel.evaluation.ifeval import instructions
 
     instructions()
@@ -266,13 +284,21 @@ def letters_prompt(line: dict, task_name: str = "") -> Doc:
     return Doc(task_name=task_name, query=query, choices=letters, gold_index=line["answer"])
 
 
-def _gsm8k_prompt():
+def written_prompt(line: dict, task_name: str = "") -> Doc:
+    choices = line["options" if "options" in line else "choices"]
+    letters = ascii_uppercase[: len(choices)]
+    gold = line.get("answer_index", line["answer"])
+    query = f"{WRITTEN.format(letters)}\n\n{line['question'].strip()}\n\n{_shown(choices)}"
+    return Doc(task_name=task_name, query=query, choices=list(letters), gold_index=gold, instruction=None)
+
+
+def _gsm8k_prompt() -> Callable:
     from lighteval.tasks.tasks.gsm8k import gsm8k_prompt
 
     return gsm8k_prompt
 
 
-def _gpqa_prompt():
+def _gpqa_prompt() -> Callable:
     from lighteval.tasks.tasks.gpqa import gpqa_instruct_prompt
 
     def prompt(line: dict, task_name: str = "") -> Doc:
@@ -285,6 +311,11 @@ def _gpqa_prompt():
     return prompt
 
 
+LETTER = answered("extractive_match", first_gold, strict)
+WRITTEN = (
+    "Answer the following multiple choice question. The last line of your response should be of the following format: "
+    "'Answer: $LETTER' (without quotes) where LETTER is one of {}. Think step by step before answering."
+)
 Builder = Callable[[str, TaskRecipe, QuestionSet, str], Iterator[tuple[LightevalTaskConfig, Splits]]]
 BUILDERS: dict[str, Builder] = {
     "math": _generative(lambda: math_prompt, answered("avg@n", first_gold)),
@@ -293,9 +324,10 @@ BUILDERS: dict[str, Builder] = {
         _gsm8k_prompt, answered("extractive_match", gsm8k_gold), "random_sampling_from_train",
         stop_sequence=["Question:"],
     ),
-    "gpqa": _generative(_gpqa_prompt, answered("extractive_match", first_gold, strict)),  # letters
+    "gpqa": _generative(_gpqa_prompt, LETTER),
     "exact_match": _generative(lambda: question_prompt, answered("em", first_gold, exact)),
     "mmlu": _mmlu,
     "choice": _choice,
+    "mmlu_pro": _choice,  # written; else it is lm-eval's
     "ifeval": _ifeval,
 }  # fmt: skip

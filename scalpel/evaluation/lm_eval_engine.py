@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from scalpel.errors import UserError
-from scalpel.inference import Engine
-from scalpel.inference.requests import Request
+from scalpel.inference.requests import Engine, Request
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedTokenizerBase
 
 GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}  # of a task's generation_kwargs
 
 
 class LMEvalEngine(TemplateLM):
-    def __init__(self, engine: Engine, tokenizer, seed: int):
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, seed: int):
         super().__init__()
         self.engine, self.tokenizer, self.seed = engine, tokenizer, seed
         self.task = ""  # whose requests come now
@@ -39,7 +44,7 @@ class LMEvalEngine(TemplateLM):
     def tokenizer_name(self) -> str:
         return "scalpel"
 
-    def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -47,13 +52,13 @@ class LMEvalEngine(TemplateLM):
             continue_final_message=not add_generation_prompt,
         )
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self._encode([string])[0]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
-    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As TemplateLM's: trailing space belongs to the continuation, whose ids are what the context's leave over.
 
         Contexts are encoded once for all their choices, and texts in batches. What has no context is scored after the
@@ -73,7 +78,9 @@ class LMEvalEngine(TemplateLM):
                 encoded.append((ids[context] or [self.prefix_token_id], whole[len(ids[context]) :]))
         return self._loglikelihood_tokens(encoded)
 
-    def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
         longest: dict[int, int] = {}
         for context, continuation in requests:
             longest[id(context)] = max(longest.get(id(context), 0), len(context) + len(continuation))
@@ -81,7 +88,7 @@ class LMEvalEngine(TemplateLM):
             self.beyond_positions[self.task] += beyond
         return self.engine.loglikelihoods(requests)
 
-    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions up to the first of the task's stop strings, at its own temperature; greedy where it has none.
 
         A stop string ends no sampling, it cuts the text: what follows it is computed and thrown away.
@@ -116,5 +123,5 @@ class LMEvalEngine(TemplateLM):
                 texts[number] = text[: min(ends, default=None)]
         return texts
 
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         raise UserError("perplexity of whole texts is no benchmark here; name another task.")

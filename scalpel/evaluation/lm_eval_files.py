@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -51,7 +51,7 @@ def find(task: str, files: dict[str, Path | HubDataset | GitHubFile], where: str
     if "class" in config:
         raise UserError(f"{where}: {task} is programmed as a Python class; only tasks that are all YAML are run.")
     if "group" in config or not isinstance(name, str):
-        members = config.get("task") if isinstance(config.get("task"), list) else []
+        members: Any = config.get("task") if isinstance(config.get("task"), list) else []
         named = ", ".join(m if isinstance(m, str) else str(m.get("task", m.get("group"))) for m in members[:8])
         raise UserError(f"{where}: {task} is a group of tasks ({named}); give each task a question set of its own.")
     kind = config.get("output_type", "generate_until")
@@ -62,6 +62,9 @@ def find(task: str, files: dict[str, Path | HubDataset | GitHubFile], where: str
             raise UserError(f"{where}: {task} needs images or sound ({field}); only text is read.")
     if config.get("unsafe_code"):
         raise UserError(f"{where}: {task} runs code that the model wrote (unsafe_code); that is not done here.")
+    for field in ("training_split", "validation_split", "test_split", "fewshot_split"):
+        if not isinstance(config.get(field), (str, type(None))):
+            raise UserError(f"{where}: {task}: {field} is {config[field]!r}; it needs the name of a split.")
     asked, shown = evaluated_split(config), fewshot_split(config)
     if asked is None:
         raise UserError(f"{where}: {task} names neither a test_split nor a validation_split; it asks no questions.")
@@ -104,7 +107,9 @@ def dump(config: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- parts
 
 
-def _data_files(config: dict, path: Path, task: str, asked: str, shown: str | None, where: str) -> dict[str, Path]:
+def _data_files(
+    config: dict, path: Path, task: str, asked: str, shown: str | None, where: str
+) -> dict[str, Path | HubDataset | GitHubFile]:
     """Data by split that a YAML names beside itself; UserError for a dataset of the hub."""
     wanted = ", ".join(f"{split}: <file>" for split in dict.fromkeys((asked, shown)) if split)
     source = config.get("dataset_path")
@@ -114,9 +119,12 @@ def _data_files(config: dict, path: Path, task: str, asked: str, shown: str | No
             f"{where}: {task} {named}; give its data as `files: {{{wanted}}}`, parquet, jsonl or csv files or files of "
             "the hub at a commit ({kind: hub, repo, revision, files})."
         )
-    given = (config.get("dataset_kwargs") or {}).get("data_files")
+    given = config.get("dataset_kwargs") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: {path}: dataset_kwargs is {given!r}; it needs names and values.")
+    given = given.get("data_files")
     given = given if isinstance(given, dict) else {"train": given}
-    found = {}
+    found: dict[str, Path | HubDataset | GitHubFile] = {}
     for split, names in given.items():
         names = names if isinstance(names, list) else [names]
         if len(names) != 1 or not isinstance(names[0], str):
@@ -135,7 +143,7 @@ def _path(task: str, where: str) -> Path:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None:
         raise UserError(f"{where}: lm-eval is not installed, so the task {task!r} is not known; give its YAML's path.")
-    return _shipped(task, Path(spec.submodule_search_locations[0]) / "tasks", where)
+    return _shipped(task, Path(cast(list[str], spec.submodule_search_locations)[0]) / "tasks", where)
 
 
 def _shipped(task: str, folder: Path, where: str) -> Path:
@@ -195,6 +203,8 @@ def _load(path: Path, where: str, code: dict[str, str], seen: tuple[Path, ...] =
         config = parse(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: {path} cannot be read ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {path} holds a value that cannot be read ({error}).") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
@@ -232,7 +242,7 @@ def _with_code(value: Any, path: Path, code: dict[str, str], where: str) -> Any:
     return value
 
 
-class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
     """Plain values and ``!function`` tags; nothing is imported or made."""
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,11 @@ from scalpel.evaluation.question_set import EXAMPLES, QUESTIONS, QuestionSet
 from scalpel.evaluation.quiet import quiet
 from scalpel.grading.children import Children, Raised
 
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+
 TASK = "task.json"
 BOOTSTRAP = 1000  # resamplings for the standard error of metrics that are no mean
 
@@ -39,7 +45,7 @@ def lay_out(recipe: dict, files: dict[str, Path], out: Path) -> tuple[list[str],
     """Write a task's files to `out`; returns (texts of the questions, notes). UserError when lm-eval cannot load it."""
     config = parse(recipe["yaml"])
     asked, shown = evaluated_split(config), fewshot_split(config)
-    _copy(files[asked], out / QUESTIONS)
+    _copy(files[cast(str, asked)], out / QUESTIONS)
     if shown in files and shown != asked:
         _copy(files[shown], out / EXAMPLES)
     task = {"task": recipe["task"], "yaml": recipe["yaml"], "code": recipe["code"]}
@@ -60,7 +66,7 @@ def _copy(path: Path, target: Path) -> None:
         pq.write_table(pa.Table.from_pylist(read_rows(path, nested=True)), target, compression="zstd")
 
 
-def _question(task, doc: dict) -> str:
+def _question(task: Task, doc: dict) -> str:
     """What decontamination compares: the question as it is asked, with all of the row where that is no text."""
     with contextlib.suppress(Exception):  # the task's own code
         text = task.doc_to_text(doc)
@@ -69,7 +75,7 @@ def _question(task, doc: dict) -> str:
     return "\n".join(value for value in doc.values() if isinstance(value, str))
 
 
-def load_task(directory: Path, shots: int, folder: Path, legible: QuestionSet | None = None):
+def load_task(directory: Path, shots: int, folder: Path, legible: QuestionSet | None = None) -> Task:
     """lm-eval's task object of a laid-out set; shots: 0 for the YAML's own number.
 
     folder: where the YAML is put together for lm-eval. legible: whose rows are taken, if not all. Raises
@@ -115,6 +121,7 @@ def load_task(directory: Path, shots: int, folder: Path, legible: QuestionSet | 
 
 def _legible(questions: QuestionSet, folder: Path) -> Path:
     """Where the rows lie: the set's own directory unless some are left out."""
+    assert questions.control is not None
     found = questions.directory
     for name in (QUESTIONS, EXAMPLES):
         if (questions.directory / name).is_file():
@@ -131,7 +138,7 @@ def _legible(questions: QuestionSet, folder: Path) -> Path:
 class LMEvalTask:
     """One task on an engine, run again for every checkpoint. `scores` are lm-eval's own, of the last one."""
 
-    def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model, folder: Path):
+    def __init__(self, name: str, recipe: TaskRecipe, questions: QuestionSet, model: LMEvalEngine, folder: Path):
         """model: an LMEvalEngine. folder: temporary files of the harness."""
         folder = folder / f"lm_eval_{name}"
         folder.mkdir()
@@ -139,7 +146,7 @@ class LMEvalTask:
         self.task = load_task(questions.directory, recipe.shots, folder, questions)
         self.task.set_fewshot_seed(seed=model.seed)
         self.scores: list[dict] = []
-        self.not_graded = Counter()
+        self.not_graded: Counter[str] = Counter()
 
     def evaluate(self) -> list[dict]:
         """Rows of samples.parquet: one per question, metric and filter."""
@@ -211,7 +218,7 @@ def _metric(metric: str, kind: str) -> str:
     return metric if kind == "none" else f"{metric},{kind}"
 
 
-def _number(value) -> float | None:
+def _number(value: Any) -> float | None:
     """A float; None for what is no number: lm-eval's ``N/A``, and samples of metrics of the whole."""
     if isinstance(value, (bool, int, float)) or hasattr(value, "item"):
         number = float(value)

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.artifact.checking import unchanged
+from scalpel.data.tables import read_rows
 from scalpel.errors import UserError
 from scalpel.evaluation import lm_eval_tasks
-from scalpel.evaluation.formats import FORMATS, SHOTS, checked_rows, set_aside
+from scalpel.evaluation.formats import FORMATS, SHOTS, checked_rows, set_aside, shuffled
 from scalpel.evaluation.question_set import EXAMPLES, NOTES, QUESTIONS, TEXT
 from scalpel.evaluation.tasks import LM_EVAL
-from scalpel.fetch import read_rows
 
 
 def prepare(recipe: dict, files: dict[str, Path], out: Path) -> None:
@@ -51,6 +51,8 @@ def _lay_out(recipe: dict, files: dict[str, Path], out: Path) -> tuple[list[str]
             raise UserError(
                 f"{files['examples']} has no row of subject {min(lonely)!r}, which {files['questions']} asks about."
             )
+    if "shuffle" in recipe:
+        questions = shuffled(form, questions, recipe["shuffle"])
     pq.write_table(pa.Table.from_pylist(questions), out / QUESTIONS, compression="zstd")
     if examples:
         pq.write_table(pa.Table.from_pylist(examples), out / EXAMPLES, compression="zstd")

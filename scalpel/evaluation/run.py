@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,9 @@ from scalpel.evaluation.quiet import quiet
 from scalpel.evaluation.tasks import LM_EVAL, check_task
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SCORES = pa.schema(
     [
@@ -60,7 +64,7 @@ def evaluate_checkpoints(
 
     torch.set_num_threads(settings.threads)
     scores: list[dict] = []
-    notes: dict[str, dict] = {}
+    notes: dict[str, Any] = {}
     opened = {name: open_set(sets[name]) for name in recipe.tasks}
     for name, questions in opened.items():
         check_task(name, recipe.tasks[name], questions.format, len(questions.examples()))
@@ -95,7 +99,7 @@ class Harnesses:
     def __init__(
         self,
         model: Path,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         sets: dict[str, QuestionSet],
         recipe: EvaluationRecipe,
         settings: EvaluationSettings,
@@ -103,7 +107,11 @@ class Harnesses:
     ):
         """folder: temporary files of the harnesses."""
         tasks = {name: (recipe.tasks[name], sets[name]) for name in recipe.tasks}
-        mmlu_pro = {name: task for name, task in tasks.items() if task[1].format == "mmlu_pro"}
+        mmlu_pro = {
+            name: task
+            for name, task in tasks.items()
+            if task[1].format == "mmlu_pro" and task[0].formulation != "written"
+        }
         lm_eval = {name: task for name, task in tasks.items() if task[1].format == LM_EVAL}
         local = {name: task for name, task in tasks.items() if name not in mmlu_pro | lm_eval}
         built = {}
@@ -114,6 +122,7 @@ class Harnesses:
         engine = EngineSettings(batch_size=settings.batch_size, memory_fraction=settings.memory_fraction)
         self.engine = open_engine(recipe.inference, model, engine)
         self.adaptors = []
+        self.others: list[Any]
         self.pipeline, self.others = None, []
         if local:
             from scalpel.evaluation.lighteval_engine import LightevalEngine
@@ -137,7 +146,7 @@ class Harnesses:
             adaptor.beyond_positions.clear()
         rows = self.pipeline.evaluate() if self.pipeline else []
         not_graded = dict(self.pipeline.not_graded) if self.pipeline else {}
-        scores = []
+        scores: list[dict] = []
         for task in self.others:
             mine = task.evaluate()
             rows += mine

@@ -6,12 +6,13 @@ Nothing here imports a harness, pyarrow or torch.
 from __future__ import annotations
 
 from string import Formatter
+from typing import Any
 
 from scalpel.config.evaluation import TaskRecipe
 from scalpel.errors import UserError
 
 LM_EVAL = "lm_eval"
-CHOICES = ("mmlu", "mmlu_pro", "choice")  # formats scored by log-likelihood of choices
+CHOICES = ("mmlu", "mmlu_pro", "choice")  # formats scored by log-likelihood of choices, unless a letter is written
 WITH_SOLUTIONS = ("math", "aime")  # formats whose rows have a problem and a solution: KL reads both
 INSTRUCTION = "instruction"  # LightEval's own words in front of a question, where it has some
 COLUMNS: dict[str, tuple[str, ...]] = {  # of a laid-out row, which a task's `prompt` may name
@@ -46,8 +47,11 @@ def check_task(name: str, task: TaskRecipe, form: str, examples: int | None) -> 
         raise UserError(f"{where}: `one_turn` is for mmlu_pro; leave it out.")
     if task.formulation != "letters" and form not in CHOICES:
         raise UserError(f"{where}: `formulation` is for multiple choice; its question set has the format {form}.")
-    if task.samples != 1 and form in CHOICES:
+    written = task.formulation == "written"
+    if task.samples != 1 and form in CHOICES and not written:
         raise UserError(f"{where}: `samples` is for what is answered in words; leave it out.")
+    if written and (task.shots or task.one_turn):
+        raise UserError(f"{where}: `formulation: written` goes without examples; leave `shots` and `one_turn` out.")
     if task.samples != 1 and form == "ifeval":
         raise UserError(f"{where}: IFEval judges one completion a question; leave `samples` out.")
     if examples is not None and examples < task.shots:
@@ -63,6 +67,7 @@ def check_task(name: str, task: TaskRecipe, form: str, examples: int | None) -> 
 def check_prompt(template: str, columns: tuple[str, ...], where: str) -> None:
     """UserError when the template cannot be filled in with the columns."""
     try:
+        fields: list[tuple[str, Any, str | None, str | None]]
         fields = [part for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(f"{where}.prompt: {error}; a brace that is text is written twice.") from None

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Raised(Exception):
 
 @dataclass
 class _Child:
-    process: multiprocessing.Process
+    process: BaseProcess
     pipe: Connection
     fresh: bool = True
     item: int = -1
@@ -57,12 +58,12 @@ class Children:
     def __init__(self, work: Callable[[Any], Any], seconds: float = SECONDS, memory: int = MEMORY, count: int = 0):
         """seconds: processor time for one item. count: 0 for `beside_each_other`."""
         self.work, self.seconds, self.memory = work, seconds, memory
-        self.slots: list[_Child | None] = [None] * (count or beside_each_other())
+        self.slots: list[_Child | Any] = [None] * (count or beside_each_other())  # None: no child there
 
     def __enter__(self) -> Children:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for slot in range(len(self.slots)):
             self._stop(slot)
 
@@ -70,7 +71,7 @@ class Children:
         """``work(item)`` of every item as JSON gives it back, or the Exceeded or Raised that stands for it."""
         found: list[Any] = [None] * len(items)
         waiting, ended = deque(range(len(items))), [0] * len(items)
-        busy: dict[Connection, int] = {}  # pipe -> slot
+        busy: dict[Any, int] = {}  # pipe -> slot
         while waiting or busy:
             for slot in range(len(self.slots)):
                 if waiting and slot not in busy.values():

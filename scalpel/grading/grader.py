@@ -33,7 +33,7 @@ class Grader:
     def __enter__(self) -> Grader:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
     def grade(self, gold: str, completion: str) -> bool | None:
@@ -55,6 +55,7 @@ class Grader:
         message = json.dumps([what, items])
         for _ in range(2):
             process = self._process or self._start()
+            assert process.stdin is not None and process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(message + "\n")
                 process.stdin.flush()
@@ -68,6 +69,7 @@ class Grader:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdout is not None
         if self._process.stdout.readline().strip() != "ready":
             self._stop()
             raise RuntimeError("the process that grades answers did not start; is math-verify installed?")
@@ -76,6 +78,7 @@ class Grader:
     def _stop(self) -> None:
         if self._process is not None:
             process, self._process = self._process, None
+            assert process.stdin is not None and process.stdout is not None
             process.kill()
             process.wait()
             with contextlib.suppress(BrokenPipeError):  # closing flushes what a dead process never read

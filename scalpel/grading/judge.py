@@ -9,9 +9,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from scalpel.grading.reading import Reading, read_gold, readings, same
 from scalpel.grading.text import answer_part, last_boxed, well_formed, well_formed_by_authors
+
+if TYPE_CHECKING:
+    from math_verify import LatexExtractionConfig
 
 LONGEST = 10_000  # characters of a gold answer
 ROUNDING = 12  # digits to which math-verify compares what it can only evaluate
@@ -37,7 +41,19 @@ def equal(gold: str, answer: str) -> bool:
     from math_verify import verify
 
     one, other = _parsed(gold), _parsed(answer)
-    return bool(one and other and verify(one, other, float_rounding=ROUNDING, timeout_seconds=None))
+    if not (one and other and verify(one, other, float_rounding=ROUNDING, timeout_seconds=None)):
+        return False
+    return not _small_and_apart(one[0], other[0])
+
+
+def _small_and_apart(one: Any, other: Any) -> bool:
+    """Whether two numbers differ by more than rounding does: math-verify rounds to so many places after the point."""
+    from sympy import Expr
+
+    if not all(isinstance(side, Expr) and side.is_number and side.is_finite for side in (one, other)):
+        return False
+    a, b = (side.evalf(2 * ROUNDING) for side in (one, other))
+    return bool(abs(a - b) > max(abs(a), abs(b)) / 10**ROUNDING)
 
 
 def _parsed(latex: str) -> list:
@@ -53,10 +69,13 @@ def _as_fraction(match: re.Match) -> str:
 
 
 @functools.cache
-def _latex():
+def _latex() -> LatexExtractionConfig:
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
 
-    return LatexExtractionConfig()
+    # Units are put aside by reading.py; math-verify takes m, h, t, ab and so on for some wherever they end a formula.
+    kept = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    return LatexExtractionConfig(normalization_config=kept)
 
 
 def exact(gold: str, completion: str) -> bool:
@@ -86,7 +105,7 @@ def authors(gold: str, completion: str) -> bool | None:
 
 
 @functools.cache
-def _authors_latex():
+def _authors_latex() -> LatexExtractionConfig:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig
 

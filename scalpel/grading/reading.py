@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 from scalpel.grading.text import Part
 
@@ -34,7 +35,8 @@ class Reading:
     """text: for comparison as text. value: of a plain number. latex: of an expression, None when it is none. percent:
     the number is to be divided by 100; `value` is already. name: x of ``x = 12``. checks: further sides of
     ``3 + 9 = 12`` that must be equal, too. unit: the words after it. items: of a list. words: nothing but words.
-    relation: an equation or inequality that is no assignment."""
+    relation: an equation or inequality that is no assignment. equation: the whole of ``y = 2x + 3``, to compare with
+    such a one."""
 
     text: str
     value: Fraction | None = None
@@ -46,6 +48,7 @@ class Reading:
     items: tuple[Reading, ...] = ()
     words: bool = False
     relation: bool = False
+    equation: str | None = None
 
 
 # ---------------------------------------------------------------- characters
@@ -61,9 +64,23 @@ _MAPPED = str.maketrans(
         "\u03c0": r"\pi ", "\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u03b3": r"\gamma ",
         "\u03bb": r"\lambda ", "\u03bc": r"\mu ", "\u00b5": r"\mu ", "\u03c6": r"\phi ", "\u03c9": r"\omega ",
         "\u0394": r"\Delta ", "\u2220": r"\angle ", "\u25b3": r"\triangle ", "\u00a3": r"\$", "\u20ac": r"\$",
-        "\u00a5": r"\$", "\t": " ", "\r": "\n", "\u2028": "\n", "\u2029": "\n",
+        "\u00a5": r"\$", "\t": " ", "\r": "\n", "\u2028": "\n", "\u2029": "\n", "\u2026": "...",
+        "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u2115": r"\mathbb{N}", "\u211a": r"\mathbb{Q}",
+        "\u2102": r"\mathbb{C}", "\u2103": r"^\circ C", "\u3001": ",", "\u3002": ".",
     }
+    | {chr(0xFEE0 + ord(c)): c for c in "()[]{},.:;=+-<>%?!|"}  # full width, digits and letters aside
 )  # fmt: skip
+_RAISED = re.compile(
+    "[\u2070\u2074-\u2079\u207a\u207b\u207f\u00b9][\u2070\u2074-\u2079\u207a\u207b\u207f\u00b9\u00b2\u00b3]*"
+)
+_LOWERED = re.compile("[\u2080-\u2089\u2099]+")
+
+
+def _mapped(text: str) -> str:
+    """A text with LaTeX for the signs that stand for it; raised digits are exponents, lowered ones indices."""
+    text = _RAISED.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", text)
+    text = _LOWERED.sub(lambda match: f"_{{{unicodedata.normalize('NFKC', match.group())}}}", text)
+    return text.translate(_MAPPED)
 
 
 def _legible(text: str) -> bool:
@@ -122,7 +139,6 @@ _ENVIRONMENTS = frozenset(("pmatrix", "bmatrix", "vmatrix", "matrix", "cases", "
 
 def _simplified(text: str) -> str:
     """A text without math delimiters, spacing, font commands and the like; words in them stay."""
-    text = text.translate(_MAPPED)
     if not _ENVIRONMENT.search(text):
         text = _NEWLINE.sub("\n", text)
     text = _DELIMITERS.sub(lambda match: match[1] or " ", text)
@@ -157,13 +173,14 @@ def _closing(text: str, start: int) -> int:
 
 
 def _depths(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
-    """(place, how many brackets are open after it) from `start` on; what a backslash escapes is left out."""
+    """(place, how many brackets are open after it) from `start` on; of what a backslash escapes braces alone count."""
     depth, escaped = 0, False
     for place in range(start, len(text)):
         character = text[place]
-        if escaped or character == "\\":
+        if (escaped and character not in "{}") or (not escaped and character == "\\"):
             escaped = not escaped
             continue
+        escaped = False
         depth += (character in "{([") - (character in "})]")
         yield place, depth
 
@@ -231,6 +248,7 @@ _FUNCTIONS = _set("sin cos tan cot sec csc log ln exp arcsin arccos arctan max m
 _TRAILING = re.compile(
     r"(?:\s+(?:[A-Za-z][A-Za-z'\-]*\.?)(?:\s*\^\s*\{?\s*[23]\s*\}?)?|\s*/\s*[A-Za-z]+(?:\s*\^\s*\{?\s*[23]\s*\}?)?)+$"
 )
+_TO_SOMEBODY = re.compile(r"\bto\s+(?:the|a|an|his|her|their|its|my|your|our|each|every)\b", re.IGNORECASE)
 _ATTACHED = re.compile(r"(?<=\d)(mm|cm|km|kg|mg|ml|mL|ft|in|lbs?|hrs?|min|mph|km/h|m/s)(?:\s*\^\s*\{?\s*[23]\s*\}?)?$")
 
 
@@ -243,12 +261,14 @@ def _without_unit(text: str) -> tuple[str, str] | None:
     match = _TRAILING.search(text) or _ATTACHED.search(text)
     if not match or not re.search(r"[\d})\]]", text[: match.start()]):
         return text, ""
-    words = _words(match.group())
-    if any(len(word) == 1 and word not in {u.lower() for u in _SINGLE_UNITS} for word in words):
+    words, before = _words(_TO_SOMEBODY.sub(" ", match.group())), text[: match.start()]
+    letters = [word for word in words if len(word) == 1]
+    if letters and not (set(letters) <= {u.lower() for u in _SINGLE_UNITS} and number(before) is not None):
         return text, ""  # variables, not units
     if any(word in STOP for word in words):
         return None
-    return text[: match.start()], " ".join(word.rstrip("s") for word in words)
+    powers = "".join(f"^{power}" for power in re.findall(r"\^\s*\{?\s*([23])", match.group()))
+    return before, " ".join(word.rstrip("s") for word in words) + powers
 
 
 # ---------------------------------------------------------------- expressions
@@ -269,19 +289,29 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 
 def expression(text: str) -> Reading | None:
     """The reading of an answer that stands alone; None when it says nothing or is illegible."""
-    text = text.translate(_MAPPED)
+    text = _mapped(text)
     if not text.strip() or len(text) > LONGEST or not _legible(text):
         return None
     simple = _bare(_simplified(text))
     if not simple:
         return None
-    parts = _split(simple)
+    parts = _split(_members(simple))
+    if len(parts) == 1 and simple.count(r"\pm") == 1 and r"\mp" not in simple:
+        parts = [simple.replace(r"\pm", sign) for sign in "+-"]
     if len(parts) == 1:
         return _item(parts[0])
     items = [_item(part) for part in parts]
     if any(item is None for item in items):
         return Reading(_as_text(simple))
-    return Reading(_as_text(simple), items=tuple(items))
+    return Reading(_as_text(simple), items=tuple(cast("list[Reading]", items)))
+
+
+def _members(text: str) -> str:
+    r"""What stands in the braces of ``\{1, 2\}``, a set given by its members; any other text as it is."""
+    inner = text[2:-2]
+    if text.startswith(r"\{") and text.endswith(r"\}") and _closing(text, 1) == len(text) - 1:
+        return text if not inner.strip() or re.search(r"\||\\mid|:|\.\.|\\in(?![A-Za-z])|[<>]", inner) else inner
+    return text
 
 
 def _split(text: str) -> list[str]:
@@ -357,10 +387,12 @@ def _chain(text: str, sides: list[str], operators: list[str]) -> Reading | None:
     if len(checks) < len(others) or (r"\in" in operators and not named):
         return Reading(plain)
     simple = bool(re.fullmatch(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([A-Za-z]\))?", first))
+    if named and not simple and re.search("[+-]", first):  # x - y = -1
+        return Reading(plain, latex=_latex(text), relation=True)
+    line = _latex(text) if named and last.value is None and len(sides) == 2 else None
     return Reading(
-        plain, last.value, last.latex, last.percent, _as_text(first) if named else "", checks, last.unit,
-        relation=named and not simple and bool(re.search("[+-]", first)),
-    )  # fmt: skip
+        plain, last.value, last.latex, last.percent, _as_text(first) if named else "", checks, last.unit, equation=line
+    )
 
 
 _SMALL = _set(  # words that no product of variables looks like
@@ -415,7 +447,7 @@ def _latex(text: str) -> str | None:
     if not commands <= _KNOWN_COMMANDS or set(_ENVIRONMENT.findall(text)) - _ENVIRONMENTS:
         return None
     if _TOWER.search(text) or re.search(
-        r"\d\s+\d|\d\s*_|[%#@?`\"]|\.\.|\d\.\d+\.|\d:|:\d|(?<![A-Za-z])0[xX]|\d'|[-+*/^]\s*$", text
+        r"(?<!_)\d\s+\d|\d\s*_|[%#@?`\"']|\.\.|\d\.\d+\.|\d:|:\d|(?<![A-Za-z])0[xX]|[-+*/^]\s*$", text
     ):
         return None
     for run in re.findall(
@@ -436,7 +468,7 @@ def _as_text(text: str) -> str:
 
 _ANCHOR = re.compile(r"answer\b[^.\n]{0,40}?(?:\bis\b|\bare\b|[:=])\s*(?:\(?(?:option|choice)\s+)?", re.IGNORECASE)
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|be|was|were|equals?|gives?|has|have|gets?)\b|:(?!\d)|(?<=[A-Za-z])\s*=(?=\s*[-+(]?\d))\s*"
+    r"(?:\b(?:is|are|be|was|were|equals?|gives?|has|have|gets?)\b|:(?!\d)|(?<=[A-Za-z0-9)])\s*=(?=\s*[-+($]*\d))\s*"
     r"(?:(?:equal\s+to|exactly|indeed|simply|just|thus|therefore|also|option|choice)\s+)*",
     re.IGNORECASE,
 )
@@ -445,6 +477,9 @@ DENIALS = _set(
     "instead rather whether between could might may isn't doesn't don't can't cannot won't wasn't aren't didn't "
     "wait actually"
 )
+_OF_OTHERS = frozenset(("could", "between", "than"))  # which before "is" deny nothing: the most he could have left is 2
+_COULD = re.compile(r"\bcould\s+(?:[a-z]+\s+)?be\b", re.IGNORECASE)
+_SUM = re.compile(r"[\d\s+\-*/().,$]*$")  # the numbers before an equals sign
 _END = re.compile(r"(?<=[.!?])[\"')*]*\s+|\n+")
 
 
@@ -455,35 +490,51 @@ def sentence(text: str) -> Reading | None:
     None when a word of DENIALS stands before that or in a sentence after it, when it is a question, when what follows
     says more than one thing, or when the line before is an answer, too: the items of a list.
     """
-    text = text.translate(_MAPPED)[-LOOKED_AT:]
-    if not _legible(text):
-        return None
+    text = _mapped(text)[-LOOKED_AT:]
     if "####" in text:
         return expression(text.rpartition("####")[2].strip().partition("\n")[0])
     sentences = [part for part in _END.split(text.replace("**", "").replace("`", "")) if part.strip()]
     while sentences:
         said = sentences.pop()
         if re.search(r"\d|\\|\$|\b[A-HJ]\b(?! [a-z])", said):
-            return None if sentences and _also(sentences[-1], said) else _said(said)
+            found = _said(said)
+            return None if sentences and found is not None and _also(sentences[-1], said, found) else found
         if set(_words(said)) & DENIALS:
             return None
     return None
 
 
-def _also(before: str, said: str) -> bool:
-    """Whether the sentence before is an answer by itself, or says one where this one is nothing but an answer."""
+def _also(before: str, said: str, found: Reading) -> bool:
+    """Whether the sentence before is an answer by itself, or says one where this one is nothing but an answer.
+
+    found: what this one says. Said as the answer, or a second time, it is alone; a sentence in words is no further
+    item after an equation.
+    """
+    if _ANCHOR.search(said):
+        return False
     reading, this = expression(before), expression(said)
-    if (reading is None or not _proper(reading)) and this is not None and _proper(this):
+    bare = this is not None and _proper(this)
+    if (reading is None or not _proper(reading)) and bare:
         reading = _said(before)
-    return reading is not None and _proper(reading) and not reading.checks
+    if reading is None or not _proper(reading) or reading.checks:
+        return False
+    if not bare and (reading.relation or reading.name):
+        return False
+    return reading.value is None or reading.value != found.value
 
 
 def _said(said: str) -> Reading | None:
-    found = list(_ANCHOR.finditer(said)) or list(_COPULA.finditer(said))
+    anchors = list(_ANCHOR.finditer(said))
+    found = anchors or list(_COPULA.finditer(said))
     start = found[-1].end() if found else 0
-    if said.rstrip().endswith("?") or set(_words(said[:start])) & DENIALS:
+    before = said[:start]
+    if anchors or (found and found[-1].group().strip() == "="):  # what stands before a comma is said of other things
+        before = re.split(r",\s", said[: found[-1].start()])[-1] + found[-1].group()
+    if found and not anchors and found[-1].group().strip() == "=":
+        start = _SUM.search(said, 0, found[-1].start()).start()  # type: ignore[union-attr]
+    if said.rstrip().endswith("?") or set(_words(before)) & (DENIALS - _OF_OTHERS) or _COULD.search(said):
         return None
-    reading = expression(said[start:])
+    reading = _choice(said[start:]) or expression(said[start:])
     return reading if reading is not None and _proper(reading) else None
 
 
@@ -500,10 +551,29 @@ def _proper(reading: Reading) -> bool:
 def readings(part: Part) -> list[Reading]:
     """What the answer part of a completion says: as an expression, and what its last sentence says where it is none."""
     whole = expression(part.text)
-    found = [whole]
+    found = [whole or _illegible(part.text), _choice(part.text)]
     if not part.boxed and (whole is None or not _proper(whole)):
         found.append(sentence(part.text))
     return [reading for reading in found if reading is not None]
+
+
+def _illegible(text: str) -> Reading | None:
+    """A text that only the very same one is equal to."""
+    return Reading(_as_text(text)) if text.strip() and len(text) <= LONGEST else None
+
+
+_OPTION = re.compile(r"\s*\(?([A-J])(?:\)[.:]?|[.:])\s+(?=\S)")
+
+
+def _choice(text: str) -> Reading | None:
+    """The letter of ``(D) 3 m/s`` or ``D. zero``: an option with its text, and no other option beside it."""
+    simple = _simplified(_mapped(text[:LONGEST]))
+    match = _OPTION.match(simple)
+    if not match or len(text) > LONGEST or not _legible(simple):
+        return None
+    rest = simple[match.end() :]
+    alone = "\n" not in rest.strip() and not re.search(r"\b[A-J][).:]", rest) and not set(_words(rest)) & DENIALS
+    return Reading(match[1], latex=match[1]) if alone else None
 
 
 def read_gold(text: str) -> Reading | None:
@@ -517,12 +587,13 @@ def same(gold: Reading, answer: Reading, equal: Equal) -> bool:
         return True
     if gold.items or answer.items:
         return _same_list(gold, answer, equal)
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if gold.unit and answer.unit and not _same_unit(gold.unit, answer.unit):
         return False
     if gold.name and answer.name and gold.name != answer.name:
         return False
     if gold.relation or answer.relation:
-        return gold.relation and answer.relation and _asked(gold.latex, answer.latex, equal)
+        whole = [one.latex if one.relation else one.equation for one in (gold, answer)]
+        return _asked(whole[0], whole[1], equal)
     if gold.words or answer.words:
         return gold.text.casefold() == answer.text.casefold()
     if not all(_asked(check, answer.latex, equal) for check in answer.checks):
@@ -530,6 +601,12 @@ def same(gold: Reading, answer: Reading, equal: Equal) -> bool:
     if gold.value is not None and answer.value is not None:
         return gold.value == answer.value
     return gold.percent == answer.percent and _asked(gold.latex, answer.latex, equal)
+
+
+def _same_unit(one: str, other: str) -> bool:
+    """Whether two units are written alike; a power may be left out."""
+    (name, *power), (other_name, *other_power) = one.split("^"), other.split("^")
+    return name == other_name and (not power or not other_power or power == other_power)
 
 
 def _asked(one: str | None, other: str | None, equal: Equal) -> bool:
@@ -541,6 +618,9 @@ def _same_list(gold: Reading, answer: Reading, equal: Equal) -> bool:
     left = list(answer.items)
     if not gold.items or len(gold.items) != len(left):
         return False
+    names = [{item.name for item in one.items} - {""} for one in (gold, answer)]
+    if sorted(map(len, names)) == [0, len(left)]:  # x = 1, y = 2 and 1, 2
+        return all(same(item, other, equal) for item, other in zip(gold.items, left, strict=True))
     for item in gold.items:
         match = next((other for other in left if same(item, other, equal)), None)
         if match is None:

@@ -26,12 +26,14 @@ MOST = 32  # boxes of one list
 _TAG = re.compile(r"</?answer>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t\n]*\{|\\(?:boxed|fbox)(?![A-Za-z])")
 _LINK = re.compile(  # between two boxes of one list
-    r"(?:[\s$,;/&]|\\[()\[\],;]|\\text\s*\{|[{}]|\b(?:or|and|either|also|maybe|perhaps|possibly|to)\b)*", re.IGNORECASE
+    r"(?:[\s$,;/&]|\\[()\[\],;]|\\(?:quad|qquad|lor)(?![A-Za-z])|\\text\s*\{|[{}]|\b[A-Za-z](?:_\{?\w+\}?)?\s*="
+    r"|\b(?:or|and|either|also|maybe|perhaps|possibly|to)\b)*",
+    re.IGNORECASE,
 )
 _WITHIN = re.compile(  # before a box that is part of something larger: 2\boxed{6}, \sqrt{\boxed{144}}, not \boxed{12}
     r"""(?:
         [-+^_/] | \d | \b[A-Za-z][ ]?[-+*<>][ ]* | [\d})][ ]*[-+*<>/][ ]* | [^\s=-][ ]+[<>][ ]*
-        | \\(?:neq?|not[ ]?=?|times|cdot|div|pm|mp|le|ge|leq|geq|approx|sqrt|sim|lnot)[ ]*
+        | \\(?:neq?|not[ ]?=?|times|cdot|div|pm|mp|le|ge|leq|geq|sqrt|lnot)[ ]*
         | \\[dt]?frac[ ]*(?:\{[^{}]*\})? | \b(?:not|never|isn't|neither|nor)\s+(?:(?:equal\s+to|be|simply|just)\s+)?
     )[${(\[]*(?:\\[(\[])?$""",
     re.VERBOSE | re.IGNORECASE,
@@ -40,7 +42,7 @@ _CLOSING = r"[ \t$})\]]*(?:\\[)\]])?[ \t]*"
 _BEYOND = re.compile(  # after a box that is part of something larger, or denied
     _CLOSING
     + r"""(?:
-        [\^_!] | [-+*/][ ]*[\d\\({] | [-+/][ ]*[A-Za-z]\b
+        \^(?![ ]*(?:\{[ ]*)?\\circ) | [_!] | [-+*/][ ]*[\d\\({] | [-+/][ ]*[A-Za-z]\b
         | \\(?:times|cdot|div|pm|mp|[dt]?frac|mod|bmod|pmod|neq?|sqrt|pi)(?![A-Za-z])
         | (?:,|;|\\text[ ]?\{\s*(?:or|and)\s*\}|,?[ ]*\b(?:or|and)\b)[ ]*(?:maybe|perhaps|possibly|else|even)?
           [ $({\[]*(?:\\[(\[])?[ ]*-?(?:\d|\\[dt]?frac)
@@ -48,6 +50,8 @@ _BEYOND = re.compile(  # after a box that is part of something larger, or denied
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
+_CONGRUENT = re.compile(r"\\equiv[ ]*$")
+_MODULUS = re.compile(r"^\s*\\(?:pmod|bmod|mod)(?![A-Za-z])\s*(?:\{[^{}]*\}|\w+)")
 _PERCENT = re.compile(_CLOSING + r"(?:\\?%|per ?cent)", re.IGNORECASE)
 _TIMES = re.compile(
     _CLOSING + r"(?:\\(?:text|mathrm|mbox) ?\{)?\s*"
@@ -150,6 +154,7 @@ def _boxed(said: str, found: list[Box]) -> Part | None:
         chain.insert(0, box)
     before = said[max(0, chain[0].start - NEAR) : chain[0].start]
     after = said[last.end + 1 : last.end + 1 + NEAR]
+    after = _MODULUS.sub("", after) if _CONGRUENT.search(before) else after
     if _WITHIN.search(before) or _BEYOND.match(after):
         return None
     texts = [said[box.content : box.end] for box in chain]
