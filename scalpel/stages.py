@@ -33,13 +33,13 @@ STAGES: dict[str, Stage] = {
     "questions": Stage(1),  # one question set, checked and laid out for its harness
     "data": Stage(2),  # the rows that are trained on, and why each other row is not
     "order": Stage(1),  # in which order they are asked
-    "generate": Stage(2, resumable=True, cost="generate"),  # a model's own answers to them
+    "generate": Stage(3, resumable=True, cost="generate"),  # a model's own answers to them
     "common": Stage(1),  # rows that several sources have answers to
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
     "audit": Stage(1, cost="audit", evidence=True),  # probes of the installed stack: a gate of training, no input of it
     "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
-    "given": Stage(1),  # checkpoints made elsewhere
-    "evaluate": Stage(2, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints
+    "given": Stage(2),  # checkpoints made elsewhere
+    "evaluate": Stage(3, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints
     "kl": Stage(1, cost="kl", reads="all"),
     "weight_change": Stage(1, reads="all"),
     "structure": Stage(1, cost="structure", reads="listed"),  # sparsity, rank and spectrum of updates

@@ -10,12 +10,16 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from scalpel.artifact import checking
 from scalpel.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # as recipes name them
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors' headers do
@@ -31,7 +35,7 @@ ASIDE = {
 }  # fmt: skip
 
 
-def load_model(directory: Path, dtype: str = "auto", device: torch.device | str = "cpu"):
+def load_model(directory: Path, dtype: str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
     """A causal language model in evaluation mode, with every weight of `directory`.
 
     dtype: a name of DTYPES in which the weights are held, or ``auto``: as config.json says they were saved.
@@ -65,7 +69,7 @@ def load_model(directory: Path, dtype: str = "auto", device: torch.device | str 
         return model.to(device)
 
 
-def replace_weights(model, directory: Path) -> None:
+def replace_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of another checkpoint of the same architecture into `model`, in its dtype and on its device.
 
     Everything is checked first: raises UserError, as `load_model` does, with the model as it was.
@@ -75,7 +79,7 @@ def replace_weights(model, directory: Path) -> None:
         copy_tensors(model, read_tensors(directory))
 
 
-def copy_tensors(model, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def copy_tensors(model: PreTrainedModel, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Copy weights by their names in a saved model into `model`, each as it comes.
 
     Raises UserError as `checked` does; the model is then part old, part new.
@@ -116,7 +120,7 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 # ---------------------------------------------------------------- checks before anything is changed
 
 
-def architecture(directory: Path):
+def architecture(directory: Path) -> PreTrainedModel:
     """The model that config.json describes, without weights: names, shapes and configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,7 +129,7 @@ def architecture(directory: Path):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def check_weights(directory: Path, model) -> None:
+def check_weights(directory: Path, model: PreTrainedModel) -> None:
     """Refuse a saved model whose tensors or configuration are not those of `model`, which may be without weights.
 
     Raises UserError naming what is missing, superfluous or different.
@@ -143,7 +147,7 @@ def check_weights(directory: Path, model) -> None:
         for field in sorted({*mine, *other}):
             if mine.get(field) != other.get(field):
                 raise ValueError(f"{field} of config.json differs from that of the model it is to replace")
-        shapes = {}
+        shapes: dict[str, list[int]] = {}
         for file in files:
             with safe_open(file, "pt") as tensors:
                 shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
@@ -159,7 +163,7 @@ def check_weights(directory: Path, model) -> None:
             raise ValueError(TWO_HEADS)
 
 
-def checked(tensors: Iterable[tuple[str, torch.Tensor]], model) -> Iterator[tuple[str, torch.Tensor]]:
+def checked(tensors: Iterable[tuple[str, torch.Tensor]], model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors as they come; UserError at one that is none of the model's, or at the end when one is missing."""
     wanted, missing = _expected(model)
     for name, tensor in tensors:
@@ -173,7 +177,7 @@ def checked(tensors: Iterable[tuple[str, torch.Tensor]], model) -> Iterator[tupl
         raise UserError(f"weights sent to an engine: tensor {min(missing)} is missing; send all of the model.")
 
 
-def check_shapes(shapes: dict[str, list[int]], model) -> None:
+def check_shapes(shapes: dict[str, list[int]], model: PreTrainedModel) -> None:
     """UserError when these are not the names and shapes of all weights of `model`, which may be without weights."""
     wanted, needed = _expected(model)
     try:
@@ -185,7 +189,7 @@ def check_shapes(shapes: dict[str, list[int]], model) -> None:
         raise UserError(f"weights announced to an engine: {error}; it holds another model.") from None
 
 
-def _expected(model) -> tuple[dict[str, list[int]], set[str]]:
+def _expected(model: PreTrainedModel) -> tuple[dict[str, list[int]], set[str]]:
     """(shapes of a model's tensors by name, names of those that must be there: tied ones need not)."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()

@@ -1,9 +1,24 @@
 """One rank of a training run or an audit, started by the launcher (scalpel/launch/supervise.py)."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
 from scalpel.launch.crew import compile_on_this_host, prepare_child
+
+
+def leave() -> None:
+    """End now: threads of communication that the interpreter's own end destroys abort a process now and then."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
 
 if __name__ == "__main__":
     prepare_child()
@@ -35,3 +50,4 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(status_of(error))
+    leave()

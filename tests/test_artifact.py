@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 
@@ -16,7 +17,7 @@ from scalpel.artifact.files import temporary
 from scalpel.artifact.identity import canonical, digest_of, sha256_file
 from scalpel.artifact.job import open_job
 from scalpel.artifact.lease import clear_remains
-from scalpel.artifact.manifest import contents, problems
+from scalpel.artifact.manifest import contents, problems, restore
 from scalpel.artifact.stage import making
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.errors import UserError
@@ -63,6 +64,35 @@ def small(root, **recipe) -> Step:
     step = Step("order", "order", 1, recipe or {"seed": 1})
     record_recipe(step, root)
     return step
+
+
+def test_an_input_that_is_made_again_under_another_name_is_found(tmp_path):
+    """A run gets seeds and so another name, and the result it had was deleted by hand."""
+
+    def make(name: str) -> tuple[Step, Step]:
+        first = Step("order", name, 1, {"seed": 1})
+        then = Step("order", "then", 1, {"seed": 2}, {"order": first})
+        for step in (first, then):
+            record_recipe(step, tmp_path)
+        if not first.finished(tmp_path):
+            with making(tmp_path / first.directory):
+                (tmp_path / first.directory / "a.txt").write_text("hello")
+        return first, then
+
+    first, then = make("old")
+    directory = tmp_path / then.directory
+    with making(directory):
+        (directory / "b.txt").write_text("made")
+    shutil.rmtree(tmp_path / first.directory)
+    (directory / "manifest.json").unlink()  # as Snakemake does before it starts the job again
+    again, then = make("new")
+    job = open_job(directory)
+    assert job.inputs == {"order": tmp_path / again.directory} and restore(directory, job.digest, job.inputs)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["inputs"]["order"]["directory"] == again.directory and problems(directory) == []
+    shutil.rmtree(tmp_path / again.directory)
+    make("third")
+    assert open_job(directory).inputs["order"].name.startswith("third-"), "its manifest was there"
 
 
 def test_result_is_made_once_and_verified(tmp_path):

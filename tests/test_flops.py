@@ -46,6 +46,18 @@ def test_sampled_steps_are_whole_batches_spread_over_the_run(steps, per_batch, c
     assert found == expected
 
 
+def test_products_with_an_output_s_type_are_counted():
+    """As TRL's fused head calls them on GPUs: torch's formulas take the type for a shape."""
+    one, other, added = torch.zeros(2, 3), torch.zeros(3, 5), torch.zeros(2, 5)
+    count = meter.FORMULAS[torch.ops.aten.addmm]
+    assert (
+        count(added, one, other, torch.float32, out=added, out_val=added) == count(added, one, other) == 2 * 2 * 3 * 5
+    )
+    assert meter.FORMULAS[torch.ops.aten.mm](one, other, torch.float32, out_val=added) == 2 * 2 * 3 * 5
+    batched = torch.zeros(7, 2, 3), torch.zeros(7, 3, 5)
+    assert meter.FORMULAS[torch.ops.aten.baddbmm](added, *batched, out_val=None) == 7 * 2 * 2 * 3 * 5
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["training", "inference"])
 def test_the_counter_finds_what_torch_s_own_does(kind, attention, tiny_base):
@@ -290,4 +302,3 @@ def test_a_chain_is_counted_whole(counted):
     for name in ("paper", "counted", "measured"):
         assert both[name] == pytest.approx(alone[name] + first[name])
         assert np.isfinite(both[name])
-    assert spent.before(Result("train", "grpo", 1, counted["grpo"], chain=(counted["sft"],))) == first["counted"]

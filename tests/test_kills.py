@@ -130,8 +130,10 @@ def test_a_second_terminal_and_the_first_start_after_a_kill(undisturbed, tmp_pat
     while not list(lab.results.glob("train/sft_1ep-*/lease.*.json")):
         assert main.poll() is None and time.monotonic() < end, lab.log()
         time.sleep(0.05)
+    os.killpg(main.pid, signal.SIGSTOP)  # so that the run is not over before it is looked at
     assert "running   results/train/sft_1ep-" in lab.run("status").stdout
     assert lab.run("verify").returncode == 0
+    os.killpg(main.pid, signal.SIGCONT)
     figure = "results/figures/faults/grpo_rewards.pdf"
     snakemake("--cores", "1", figure, cwd=lab.root)
     assert (lab.root / figure).with_suffix(".json").exists() and main.poll() is None

@@ -32,6 +32,15 @@ GRPO = GRPORecipe(
 )  # fmt: skip
 SERVER = {"gpus": 0, "start_seconds": 120}
 RANKS = {"ranks": 2, "engine": "zero2", "sequences_per_device": 2}
+HOLDING = """
+import runpy
+from scalpel.launch.crew import Crew
+start = Crew.start
+def with_held_ranks(self, name, module, *more, **options):
+    start(self, name, "tests.held_rank" if module == "scripts.rank" else module, *more, **options)
+Crew.start = with_held_ranks
+runpy.run_module("scripts.train", run_name="__main__")
+"""
 
 
 def results(root: Path, model: Path, data: tuple[Path, Path]) -> dict[str, Step]:
@@ -56,15 +65,27 @@ class Run:
         record_recipe(step, root)
         self.root, self.directory = root, root / step.directory
 
-    def start(self) -> subprocess.Popen:
+    def start(self, *held: str) -> subprocess.Popen:
+        """held: moments at which the first of several ranks waits (tests/held_rank.py)."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+        program = ["-c", HOLDING] if held else ["-m", "scripts.train"]
         return subprocess.Popen(
-            [sys.executable, "-m", "scripts.train", str(self.directory)],
-            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            [sys.executable, *program, str(self.directory)],
+            env=environment
+            | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HELD": " ".join(held), "HELD_IN": str(self.root)},
             cwd=self.root,
             stderr=subprocess.STDOUT,
             stdout=open(self.root / "log", "a"),
         )
+
+    def held(self, moment: str, process: subprocess.Popen) -> None:
+        """Until the first rank waits at a moment."""
+        while not (self.root / moment).exists():
+            assert process.poll() is None, self.log()
+            time.sleep(0.01)
+
+    def go_on(self, moment: str) -> None:
+        (self.root / f"{moment}.go").touch()
 
     def finish(self) -> "Run":
         assert self.start().wait(timeout=300) == 0, self.log()
@@ -130,6 +151,19 @@ def test_ranks_train_as_one(engine, make, sft):
     assert not run.processes()
 
 
+@pytest.mark.campaign
+def test_ranks_train_as_one_in_bfloat16(make):
+    """Three micro-batches a rank, added up in float32; products differ in their last of 8 bits."""
+    recipe = SFT.model_copy(update={"dtype": "bfloat16"})
+    one = make(recipe, {"sequences_per_device": 6}).finish()
+    for engine in ("zero2", "fsdp"):
+        two = make(recipe, RANKS | {"engine": engine, "sequences_per_device": 1}).finish()
+        np.testing.assert_allclose(two.column("loss"), one.column("loss"), rtol=2e-3, err_msg=engine)
+        np.testing.assert_allclose(two.column("grad_norm"), one.column("grad_norm"), rtol=5e-2, err_msg=engine)
+        for name, tensor in one.weights().items():
+            torch.testing.assert_close(two.weights()[name].float(), tensor.float(), rtol=0.05, atol=0.02)
+
+
 def test_ranks_with_a_server_train_as_one(make, grpo):
     run = make(GRPO, RANKS | {"server": SERVER}).finish()
     assert_same_training(run, grpo)
@@ -143,22 +177,17 @@ def rank_or_server(run: Run, what: str) -> list[int]:
     return [pid for pid in run.processes() if what.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def wait_for(condition, process: subprocess.Popen, run: Run):
-    while not condition():
-        assert process.poll() is None, run.log()
-        time.sleep(0.01)
-
-
 @pytest.mark.campaign
 def test_server_killed_while_it_writes_completions(make, grpo):
     run = make(GRPO, RANKS | {"server": SERVER})
-    process = run.start()
-    journal = run.directory / "state" / "rollouts.jsonl"
-    for step in (1, 3):
-        wait_for(lambda s=step: journal.exists() and f'"step": {s}' in journal.read_text(), process, run)
+    moments = ("rollouts.jsonl:1", "rollouts.jsonl:3")
+    process = run.start(*moments)
+    for moment in moments:
+        run.held(moment, process)
         servers = rank_or_server(run, "scalpel.inference.server")
         assert len(servers) == 1
         os.kill(servers[0], signal.SIGKILL)
+        run.go_on(moment)
     assert process.wait(timeout=300) == 0, run.log()
     assert_same_training(run, grpo)
     assert run.log().count("starting it again") == 2 and not run.processes()
@@ -178,16 +207,12 @@ def test_server_that_keeps_dying_ends_the_job(make):
 def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
     """SIGKILL of a rank fails the job and ends the others; SIGTERM of the job saves and exits with AGAIN."""
     run = make(GRPO, RANKS | {"server": SERVER})
-    process = run.start()
-    wait_for((run.directory / "state" / "rollouts.jsonl").exists, process, run)
-    servers = rank_or_server(run, "scalpel.inference.server")
-    os.kill(servers[0], signal.SIGSTOP)  # so that the run does not end before the signal has come
+    process = run.start("rollouts.jsonl:1")
+    run.held("rollouts.jsonl:1", process)
     if name == "SIGKILL":
-        os.kill(rank_or_server(run, "scripts.rank")[0], signal.SIGKILL)
+        os.kill(rank_or_server(run, "-m\0tests.held_rank")[0], signal.SIGKILL)
     else:
         process.send_signal(signal.SIGTERM)
-        time.sleep(2)
-    os.kill(servers[0], signal.SIGCONT)
     assert process.wait(timeout=100) == (1 if name == "SIGKILL" else AGAIN), run.log()
     assert ("was ended by signal 9" if name == "SIGKILL" else "saved after step") in run.log()
     assert not run.processes() and not (run.directory / MANIFEST).exists()
@@ -198,8 +223,8 @@ def test_ended_in_the_middle_resumes_where_it_was(name, make, grpo):
 
 def test_launcher_killed_leaves_no_process(make):
     run = make(GRPO, RANKS | {"server": SERVER})
-    process = run.start()
-    wait_for(lambda: (run.directory / "state" / "rollouts.jsonl").exists(), process, run)
+    process = run.start("rollouts.jsonl:1")
+    run.held("rollouts.jsonl:1", process)
     process.kill()
     process.wait()
     end = time.monotonic() + 10

@@ -1,12 +1,11 @@
 """Training: exact resumption, the same questions at the same steps, freezing, and losses against references."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from scalpel.artifact.files import CIRCUMSTANCES
 from scalpel.artifact.identity import sha256_file
 from scalpel.chat import load_tokenizer, render, token_ids
 from scalpel.config.training import Trainable, TrainSettings
@@ -26,7 +26,7 @@ from scalpel.methods import METHODS
 from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.likelihood import BLANK, micro_batches
-from scalpel.methods.loop import TrainingRun
+from scalpel.methods.loop import Saving, TrainingRun
 from scalpel.methods.rollouts import schedule as rollout_schedule
 from scalpel.methods.schedule import by_count, by_tokens, checkpoint_steps, read_questions
 from scalpel.methods.sft import SFTRecipe
@@ -65,12 +65,14 @@ def train(recipe, model, data, out, settings=SETTINGS, start=None) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from tests.test_methods import train
+from tests.test_methods import kill_at, train
 from scalpel.grading.grader import Grader
 from scalpel.methods import METHODS
 # The tiny model never answers a question: a third of what it writes is called right, so that there is a gradient.
 Grader.grade_many = lambda self, pairs: [len(text) % 3 == 0 for _, text in pairs]
-method, recipe, model, start, kept, order, out = sys.argv[1:]
+method, recipe, model, start, kept, order, out, *killed = sys.argv[1:]
+for moment in killed:
+    kill_at(moment)
 recipe = METHODS[method].Recipe.model_validate_json(recipe)
 train(recipe, Path(model), (Path(kept), Path(order)), Path(out), start=Path(start))
 """
@@ -85,10 +87,57 @@ def files(out: Path) -> dict[str, str]:
     }
 
 
-def start(recipe, model, data, out, of=None) -> subprocess.Popen:
+FORKED = multiprocessing.get_context("forkserver")  # from a process that has imported what takes seconds
+FORKED.set_forkserver_preload([__name__, *sorted({method.trainer for method in METHODS.values()})])
+
+
+class Child(FORKED.Process):  # type: ignore[name-defined]
+    """A training run in a process of its own, with the words of subprocess.Popen."""
+
+    def poll(self) -> int | None:
+        return self.exitcode
+
+    def wait(self) -> int | None:
+        self.join()
+        return self.exitcode
+
+
+def train_alone(*arguments: str) -> None:
+    """What a child does, in silence."""
+    sys.argv[1:] = arguments
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    exec(CHILD, {})
+
+
+def start(recipe, model, data, out, of=None, *killed: str) -> Child:
     arguments = [recipe.method, recipe.model_dump_json(), str(model), str(of or model), *map(str, data), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    child = Child(target=train_alone, args=[*arguments, *killed])
+    child.start()
+    return child
+
+
+MOMENTS = ("saved", "saving", "stepped")
+
+
+def kill_at(moment: str) -> None:
+    """kill -9 of this process: its first state is complete, is being written, or has been followed by a step."""
+    on_save, on_step_end = Saving.on_save, Saving.on_step_end
+    saved = []
+
+    def save(self, *given, **more):
+        if moment == "saving":
+            os.kill(os.getpid(), signal.SIGKILL)
+        on_save(self, *given, **more)
+        if moment == "saved":
+            os.kill(os.getpid(), signal.SIGKILL)
+        saved.append(self.at)
+
+    def step(self, *given, **more):
+        on_step_end(self, *given, **more)
+        if saved:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Saving.on_save, Saving.on_step_end = save, step  # type: ignore[method-assign]
 
 
 RECIPES = {"sft": SFT, "grpo": GRPO, "reusing": REUSING, "mixed": MIXED}
@@ -103,18 +152,13 @@ def finished(tiny_base, tiny_data, tmp_path_factory) -> dict[str, Path]:
     return outs
 
 
-def interrupted(recipe, model, data, out, of=None, kills=(0.0, 0.15)) -> None:
-    """kill -9 right after a state and a while later, then the newest state torn."""
+def interrupted(recipe, model, data, out, of=None) -> None:
+    """kill -9 after the first state, while the second is written, and a step after it; then the second is torn."""
     out.mkdir()
-    for extra in kills:
-        child = start(recipe, model, data, out, of)
-        before = set(out.glob(f"state/checkpoint-*/{COMPLETE}"))
-        while child.poll() is None and set(out.glob(f"state/checkpoint-*/{COMPLETE}")) <= before:
-            time.sleep(0.005)
-        time.sleep(extra)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    for moment in MOMENTS:
+        assert start(recipe, model, data, out, of, moment).wait() == -signal.SIGKILL
     states = [path.parent for path in out.glob(f"state/checkpoint-*/{COMPLETE}")]
+    assert len(states) == 2
     newest = max(states, key=lambda p: int(p.name.split("-")[1]))
     with open(newest / "optimizer.pt", "r+b") as file:
         file.truncate(100)
@@ -125,11 +169,14 @@ def interrupted(recipe, model, data, out, of=None, kills=(0.0, 0.15)) -> None:
     "name", [pytest.param(name, marks=[pytest.mark.campaign] * (name not in ("sft", "grpo"))) for name in RECIPES]
 )
 def test_killed_at_any_moment_ends_bitwise_equal(name, finished, tiny_base, tiny_data, tmp_path):
-    """kill -9 right after a state, between states, and while a state is written; the runs span epochs."""
+    """Killed right after a state, between states, and while a state is written; the runs span epochs."""
     recipe, out = RECIPES[name], tmp_path / "run"
     interrupted(recipe, tiny_base, tiny_data, out)
     assert start(recipe, tiny_base, tiny_data, out).wait() == 0
     assert files(out) == files(finished[name])
+    clock = json.loads((out / "state" / CIRCUMSTANCES).read_text())["step_seconds"]
+    steps = pq.read_table(out / "log.parquet", columns=["step"]).num_rows
+    assert len(clock) == steps and min(clock) > 0, "each step's time once, however often the run was killed"
     assert start(recipe, tiny_base, tiny_data, out).wait() == 0, "a finished run that is started again"
     assert files(out) == files(finished[name])
 

@@ -1,6 +1,7 @@
 """Methods that learn from their own completions and from traces: losses against references, what they degenerate to,
 real runs, exact resumption."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scalpel.audit.fingerprint import fingerprint
 from scalpel.audit.rollout_probes import normaliser_and_clip
 from scalpel.config.load import load
 from scalpel.config.training import TrainSettings
-from scalpel.errors import UserError
+from scalpel.errors import AGAIN, UserError
 from scalpel.methods import METHODS
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.mixed import MixedTrainer
@@ -303,6 +304,23 @@ def test_two_ranks_train_as_one(method, engine, make):  # noqa: F811
         np.testing.assert_array_equal(two.column("sft_updates"), one.column("sft_updates"))
         assert one.column("sft_updates").sum() > 0
         np.testing.assert_allclose(two.column("sft_loss"), one.column("sft_loss"), rtol=1e-3)
+
+
+@pytest.mark.ranks
+@pytest.mark.campaign
+@pytest.mark.parametrize(("method", "engine"), [("luffy", "zero2"), ("relift", "fsdp")])
+def test_two_ranks_resume_in_the_midst_of_a_batch(method, engine, make):  # noqa: F811
+    """Stopped after the first of two steps of a batch of rollouts."""
+    given = recipe(method, questions_per_step=4, generations=3, updates=2, steps=6, learning_rate=1e-3, temperature=1.0)
+    settings = {"ranks": 2, "engine": engine, "sequences_per_device": 2, "server": SERVER}
+    whole, stopped = make(given, settings).finish(), make(given, settings)
+    process = stopped.start("clock.jsonl:1")
+    stopped.held("clock.jsonl:1", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) == AGAIN, stopped.log()
+    stopped.finish()
+    assert "resuming from step 1" in stopped.log()
+    assert_same_training(stopped, whole)
 
 
 def test_the_study_plans_at_laptop_scale():

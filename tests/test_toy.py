@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -133,29 +132,31 @@ def test_the_laptop_s_base_model_leaves_room_on_every_benchmark(tmp_path):
 
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from scalpel.chat import template_text
 from scalpel.toy import model
 from scalpel.toy.instructions import INSTRUCTIONS, Instruction, fitting, obeyed
 from tests.tiny import MODEL
 model.SAVE_SECONDS = 0.0
+save, saved = model.State.save, []
+def dying(self, log):
+    save(self, log)
+    saved.append(len(log))
+    if len(saved) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+model.State.save = dying
 model.train_base(MODEL, Path(sys.argv[1]), Path(sys.argv[2]), threads=1, template=template_text("scalpel_vs_hammer"))
 """
 
 
 def test_a_killed_base_model_is_resumed_bitwise(tiny_world, tmp_path, capfd):
     state = tmp_path / STATE
-    for _ in range(2):  # kill -9, at another step each time
-        there = (state / COMPLETE).read_text() if state.is_dir() else ""
-        child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, tiny_world / "world", tmp_path], cwd=ROOT)
-        while not state.is_dir() or not (state / COMPLETE).is_file() or (state / COMPLETE).read_text() == there:
-            assert child.poll() is None, "it ended before it was killed"
-            time.sleep(0.002)
-        child.kill()
-        assert child.wait() == -signal.SIGKILL
+    for saves in ("7", "20"):
+        child = [sys.executable, "-c", INTERRUPTED, tiny_world / "world", tmp_path, saves]
+        assert subprocess.run(child, cwd=ROOT).returncode == -signal.SIGKILL
     last = len(json.loads((state / COMPLETE).read_text())["log"])
-    assert 0 < last < MODEL.steps and not (tmp_path / "model").exists()
+    assert last == 27 < MODEL.steps and not (tmp_path / "model").exists()
     train_base(MODEL, tiny_world / "world", tmp_path, threads=1, template=template_text("scalpel_vs_hammer"))
     assert f"resuming from step {last}" in capfd.readouterr().err
     for file in ("model/model.safetensors", "pretraining_log.parquet"):

@@ -23,6 +23,7 @@ FINISHED = "finished.json"  # the manifest once more
 LEASE = "lease"  # lease.<token>.json: who makes the result now
 RETIRED = "retired.json"  # which weights were removed on purpose (scalpel/artifact/retired.py)
 STATE = "state"  # what a resumable stage resumes from; never part of a result
+CIRCUMSTANCES = "circumstances.json"  # in state/: what the stage itself adds to provenance.json
 OWN_FILES = {RECIPE, MANIFEST, PROVENANCE, FINISHED, RETIRED}
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(\d+)@(.+)\.tmp")  # see `temporary`
 DAY = 86400.0  # s after which a temporary file of another host is nobody's

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from scalpel.artifact.files import LEASE, MANIFEST, STATE, sweep, temporary
 from scalpel.errors import UserError
@@ -153,7 +153,7 @@ def _alive(path: Path, now: float, watched: dict[str, tuple[float, float]]) -> H
     watched: token -> (date, when it was first seen) of leases dated in the future, which count as renewed only when
     their date moves.
     """
-    token = NAME.fullmatch(path.name)[1]
+    token = cast("re.Match[str]", NAME.fullmatch(path.name))[1]
     try:
         dated = path.stat().st_mtime
         content = json.loads(path.read_text())
@@ -165,12 +165,12 @@ def _alive(path: Path, now: float, watched: dict[str, tuple[float, float]]) -> H
         content, holder = {}, Holder(token, "?", "?", None)
     if holder.host == socket.gethostname():
         try:
-            os.kill(holder.pid, 0)
+            os.kill(cast(int, holder.pid), 0)
         except ProcessLookupError:
             return None
         except PermissionError:
             pass
-        return holder if process_start(holder.pid) == content.get("started") else None
+        return holder if process_start(cast(int, holder.pid)) == content.get("started") else None
     if holder.job:
         if holder.job == slurm.job():  # this job itself, before it was queued again on another node
             return None

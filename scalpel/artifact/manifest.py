@@ -11,6 +11,7 @@ from scalpel.artifact.files import (
     LEASE,
     MANIFEST,
     OWN_FILES,
+    RECIPE,
     STATE,
     is_temporary,
     read_json,
@@ -82,7 +83,8 @@ def restore(directory: Path, digest: str, inputs: dict[str, Path]) -> bool:
         return False
     if not same or problems(directory, manifest):
         return False
-    write_manifest(directory, manifest)
+    named = read_json(directory / RECIPE)["inputs"]  # where the same inputs lie now
+    write_manifest(directory, manifest | {"inputs": named})
     return True
 
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from scalpel.artifact.disk import disk_errors
 from scalpel.artifact.files import (
+    CIRCUMSTANCES,
     FINISHED,
     MANIFEST,
     PROVENANCE,
@@ -126,6 +127,8 @@ def making(directory: Path) -> Iterator[Job]:
     try:
         yield job
         provenance = circumstances() | {"seconds": round(time.time() - started, 2), "started": round(started, 2)}
+        if (more := directory / STATE / CIRCUMSTANCES).exists():
+            provenance |= read_json(more)
         write_atomically(directory / PROVENANCE, json.dumps(provenance, indent=1) + "\n")
         if content_hashes(job.inputs) != made_of:
             raise UserError(f"an input of {directory} was made again while it was read; start snakemake again.")

@@ -63,12 +63,21 @@ class Step:
 
 
 def record_recipe(step: Step, root: Path) -> None:
-    """Write recipe.json unless an equal one stands there; that of a finished result is never touched."""
+    """Write recipe.json unless an equal one stands there; that of a finished result only where an input that it names
+    is gone, since the same input may be made again under another run's name."""
     directory = root / step.directory
     path = directory / RECIPE
-    if path.exists() and (directory / MANIFEST).exists():
+    if path.exists() and (directory / MANIFEST).exists() and _inputs_lie_there(path, root):
         return
     text = json.dumps(step.record(), indent=1, ensure_ascii=False) + "\n"
     if not path.exists() or path.read_text() != text:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
+
+
+def _inputs_lie_there(path: Path, root: Path) -> bool:
+    """Whether the directories of the inputs that a recipe.json names exist; a damaged one is another's to name."""
+    try:
+        return all((root / item["directory"]).is_dir() for item in json.loads(path.read_text())["inputs"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True

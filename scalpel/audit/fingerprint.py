@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any, cast
 
 from scalpel.artifact.files import RECIPE, read_json
 from scalpel.artifact.provenance import versions
@@ -24,7 +25,7 @@ def fingerprint(settings: TrainSettings, recipe: MethodRecipe) -> dict:
     """
     ranks = settings.ranks * settings.nodes
     accumulation = METHODS[recipe.method].accumulation(recipe, settings.sequences_per_device, ranks)
-    seal = {
+    seal: dict[str, Any] = {
         "packages": versions(PACKAGES),
         "python": ".".join(platform.python_version_tuple()[:2]),
         "engine": settings.engine,
@@ -35,7 +36,7 @@ def fingerprint(settings: TrainSettings, recipe: MethodRecipe) -> dict:
     if METHODS[recipe.method].samples:
         of_all = RolloutRecipe.model_fields.keys() - OF_LOSS
         seal["rollouts"] = {name: value for name, value in recipe.identity().items() if name not in of_all}
-        seal["packages"] |= versions((recipe.inference,))
+        seal["packages"] |= versions((cast("RolloutRecipe", recipe).inference,))
     return seal
 
 

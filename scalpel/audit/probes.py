@@ -11,7 +11,7 @@ import json
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,13 +57,13 @@ def examples(ranks: int, accumulation: int) -> Batches:
     return batches
 
 
-def tiny_model(vocabulary: int):
-    """A random Olmo2 of two layers, the same on every rank."""
+def tiny_model(vocabulary: int) -> Any:
+    """A random Olmo2 of two layers, the same on every rank; vLLM's float32 attention on GPUs takes heads of 32 up."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
     torch.manual_seed(0)
     config = Olmo2Config(
-        vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=0, eos_token_id=vocabulary - 1,
         pad_token_id=0,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def take_step(
     return {name: before[name] - after[name].detach().float().cpu() for name in before}
 
 
-def _tokenizer(kind, vocabulary: int):
+def _tokenizer(kind: Any, vocabulary: int) -> Any:
     """A tokenizer of as many words as the model has ids; the trainer asks it for its padding alone."""
     from tokenizers import Tokenizer, models
 
@@ -184,6 +184,7 @@ def audit(settings: TrainSettings, fingerprint: dict, out: Path) -> None:
 
 def known(failed: Probe) -> str:
     """What is known of a wrong objective: the version that has it and the one that does not."""
+    package: str | None
     for names, (package, words) in FIXES.items():
         if any(name in failed.found for name in names) or (failed.name == "accumulation" and names is LOST):
             return f" Installed is {package} {metadata.version(package)}; {words}."

@@ -7,7 +7,7 @@ them a step of somebody else's is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,16 +23,19 @@ class Example(NamedTuple):
 
 
 Batches = list[list[list[Example]]]  # by rank, micro-batch and sequence
+Losses = list[list[tuple[torch.Tensor, int]]]  # their sum and tokens, by rank and micro-batch
 
 
-def negative_log_likelihood(model, example: Example, first: int, last: int, temperature: float = 1.0) -> torch.Tensor:
+def negative_log_likelihood(
+    model: Any, example: Example, first: int, last: int, temperature: float = 1.0
+) -> torch.Tensor:
     """Sum of -log p of the tokens first ... last - 1, in nats, at a temperature."""
     ids = torch.tensor([example.ids])
     logits = model(input_ids=ids).logits[0, first - 1 : last - 1].float() / temperature
     return torch.nn.functional.cross_entropy(logits, ids[0, first:last], reduction="sum")
 
 
-def _gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+def _gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
     loss.backward()
     return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -48,7 +51,7 @@ class Spans(NamedTuple):
 COMPLETION = Spans(lambda e: e.prompt, lambda e: len(e.ids))
 
 
-def losses(model, batches: Batches, spans: Spans = COMPLETION) -> list[list[tuple[torch.Tensor, int]]]:
+def losses(model: Any, batches: Batches, spans: Spans = COMPLETION) -> Losses:
     """(sum of losses, tokens) of every micro-batch, by rank."""
     return [
         [
@@ -62,31 +65,31 @@ def losses(model, batches: Batches, spans: Spans = COMPLETION) -> list[list[tupl
     ]
 
 
-def token_mean(found) -> torch.Tensor:
+def token_mean(found: Losses) -> torch.Tensor:
     """Right: the token sum over all ranks and micro-batches over the number of all tokens."""
     return sum(loss for rank in found for loss, _ in rank) / sum(n for rank in found for _, n in rank)
 
 
-def micro_batch_mean(found) -> torch.Tensor:
+def micro_batch_mean(found: Losses) -> torch.Tensor:
     """Wrong: the mean of the micro-batches' token means."""
     means = [loss / n for rank in found for loss, n in rank]
     return sum(means) / len(means)
 
 
-def rank_mean(found) -> torch.Tensor:
+def rank_mean(found: Losses) -> torch.Tensor:
     """Wrong: the mean of the ranks' token means."""
     means = [sum(loss for loss, _ in rank) / sum(n for _, n in rank) for rank in found]
     return sum(means) / len(means)
 
 
-def chosen(found, which: Callable[[int, int], bool]):
+def chosen(found: Losses, which: Callable[[int, int], bool]) -> torch.Tensor:
     """The micro-batches of each rank that reach the optimizer, of (index, count), weighed as all of them would be."""
     kept = [[item for i, item in enumerate(rank) if which(i, len(rank))] for rank in found]
     total = sum(n for rank in found for _, n in rank)
     return sum(loss for rank in kept for loss, _ in rank) / total
 
 
-def objectives(model, batches: Batches) -> dict[str, Callable[[], torch.Tensor]]:
+def objectives(model: Any, batches: Batches) -> dict[str, Callable[[], torch.Tensor]]:
     """Loss by name: the right one first, then what is known to have been computed instead."""
     found = lambda spans=COMPLETION: losses(model, batches, spans)  # noqa: E731
     return {
@@ -113,7 +116,7 @@ class Verdict(NamedTuple):
     from_right: float
 
 
-def classify(step: dict[str, torch.Tensor], model, batches: Batches) -> Verdict:
+def classify(step: dict[str, torch.Tensor], model: Any, batches: Batches) -> Verdict:
     """Compare a step, (old - new) / learning rate by parameter, with the gradient of every objective.
 
     Differences are ||step - gradient|| / ||gradient|| over all parameters together.

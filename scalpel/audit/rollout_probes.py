@@ -15,12 +15,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from scalpel.audit.probes import Probe, tiny_model
 from scalpel.audit.referee import TOLERANCE, Example, negative_log_likelihood
 from scalpel.chat import TEMPLATES, load_tokenizer, template_text, token_ids
 from scalpel.config.training import Trainable, TrainSettings
+from scalpel.inference.requests import Completion, Request
 from scalpel.methods import METHODS
 from scalpel.methods.loop import Saving, TrainingRun
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollouts import MIXED, OWN, Journals, Rollout, RolloutTrainer
+from scalpel.methods.rollouts import MIXED, OWN, Ask, Journals, Rollout, RolloutTrainer
 from scalpel.methods.schedule import Questions
 
 NATS = {"transformers": 1e-4, "vllm": 1e-3}  # by which an engine's log-probabilities may differ from the trainer's
@@ -94,7 +95,9 @@ class Normaliser(NamedTuple):
     difference: float
 
 
-def classify(step: dict[str, torch.Tensor], model, shares: Shares, most: int, temperature: float) -> list[Normaliser]:
+def classify(
+    step: dict[str, torch.Tensor], model: Any, shares: Shares, most: int, temperature: float
+) -> list[Normaliser]:
     """Every known normaliser and how near the step is to its gradient times the best factor; the nearest first."""
     losses = [
         one.advantage * one.learnt * negative_log_likelihood(
@@ -117,11 +120,11 @@ def classify(step: dict[str, torch.Tensor], model, shares: Shares, most: int, te
 # ---------------------------------------------------------------- the trainer's side
 
 
-def tokenizer_in(folder: Path, template: str):
+def tokenizer_in(folder: Path, template: str) -> Any:
     """A tokenizer of a few words with a named template, saved and loaded as a model's is."""
     from scalpel.toy.model import train_tokenizer
 
-    made = train_tokenizer([ROW["problem"], ROW["trace"]] * 20, 400, template_text(template))
+    made = train_tokenizer([ROW["problem"], ROW["trace"]] * 20, 400, cast("str", template_text(template)))
     made.save_pretrained(folder)
     return load_tokenizer(folder)
 
@@ -148,8 +151,8 @@ def trainer_of(
     parts = import_module(method.trainer).parts(recipe)
     credited: list[list[Rollout]] = []
 
-    class Probed(parts.trainer):
-        def own(self, asks):
+    class Probed(parts.trainer):  # type: ignore[name-defined]
+        def own(self, asks: list[Ask]) -> list[list[Rollout]]:
             """The method's own place for what the policy writes."""
             random, groups = np.random.default_rng(3), []
             for ask in asks:
@@ -165,7 +168,7 @@ def trainer_of(
                 )
             return groups
 
-        def score(self, groups):
+        def score(self, groups: list[list[Rollout]]) -> None:
             for group in groups:
                 for rollout in [rollout for rollout in group if not rollout.rewards]:
                     rollout.rewards = {
@@ -173,7 +176,7 @@ def trainer_of(
                         "format": float(rollout.sample == 1),
                     }
 
-        def credit(self, groups):
+        def credit(self, groups: list[list[Rollout]]) -> None:
             super().credit(groups)
             credited.extend(groups)
 
@@ -281,21 +284,23 @@ def ids_by_stage(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
     kl = tokenised(tokenizer, 0, ROW["problem"], ROW["trace"])
     rollouts = RolloutTrainer.__new__(RolloutTrainer)
     rollouts.processing_class, rollouts.rows, rollouts.prompts = tokenizer, {0: ROW}, {}
-    rollouts.recipe = METHODS["grpo"].Recipe(learning_rate=1)
-    heard: list = []
+    rollouts.recipe = cast("Any", METHODS["grpo"].Recipe)(learning_rate=1)
+    heard: list[Request] = []
 
     class Heard:
         """What is asked of an engine."""
 
         max_length = 10**6
 
-        def complete(self, requests, *_):
+        def complete(self, requests: Sequence[Request], *_: Any) -> list[list[Completion]]:
             heard.extend(requests)
             return [[] for _ in requests]
 
     doc = Doc(query=ROW["problem"], choices=[""], gold_index=0, task_name="x", id="0", generation_size=1, num_samples=1)
-    LightevalEngine(Heard(), tokenizer, EvaluationRecipe(tasks={"math_500": {}})).greedy_until([doc])
-    harness = LMEvalEngine(Heard(), tokenizer, 1)
+    LightevalEngine(
+        cast("Any", Heard()), tokenizer, EvaluationRecipe(tasks=cast("Any", {"math_500": {}}))
+    ).greedy_until([doc])
+    harness = LMEvalEngine(cast("Any", Heard()), tokenizer, 1)
     turn = harness.apply_chat_template([{"role": "user", "content": ROW["problem"]}])
     whole = token_ids(tokenizer, ROW["problem"], ROW["trace"])
     return {

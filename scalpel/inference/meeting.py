@@ -20,6 +20,7 @@ import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from scalpel.artifact.files import write_atomically
 from scalpel.config.types import Positive, Strict
@@ -125,6 +126,6 @@ def same(one: object, other: str) -> bool:
     return isinstance(one, str) and hmac.compare_digest(one.encode(errors="surrogatepass"), other.encode())
 
 
-def place_of(name) -> str:
+def place_of(name: Any) -> str:
     """A socket's name (getsockname, getpeername) as both ends write it."""
     return f"{name[0].removeprefix('::ffff:')} {name[1]}" if isinstance(name, tuple) else "here"

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,12 @@ class Servers:
         top_k: int | None = None,
     ) -> list[list[Completion]]:
         """Completions of every request, as an engine's `complete`, by the policy `weights` after `version` steps."""
-        sampling = {"version": version, "temperature": temperature, "top_p": top_p, "logprobs": logprobs}
+        sampling: dict[str, Any] = {
+            "version": version,
+            "temperature": temperature,
+            "top_p": top_p,
+            "logprobs": logprobs,
+        }
         sampling["top_k"] = top_k
         share = -(-len(requests) // self.meeting.servers)
         parts = [requests[i : i + share] for i in range(0, len(requests), share)]
@@ -74,7 +80,9 @@ class Servers:
             )
             return [completions for answer in answers for completions in answer]
 
-    def _complete(self, number: int, asked: dict, weights, version: int) -> list[list[Completion]]:
+    def _complete(
+        self, number: int, asked: dict, weights: list[tuple[str, torch.Tensor]], version: int
+    ) -> list[list[Completion]]:
         body = json.dumps(asked).encode()
         started = time.monotonic()
         while True:
@@ -121,7 +129,9 @@ class Servers:
             if status != 200:
                 raise UserError(f"rollout server {number} refuses the weights: {said(answer)}")
 
-    def _request(self, number: int, method: str, path: str, body: bytes = b"", seconds: float = 60.0):
+    def _request(
+        self, number: int, method: str, path: str, body: bytes = b"", seconds: float = 60.0
+    ) -> tuple[int, bytes]:
         with self._connected(number, seconds) as connection:
             return connection.ask(method, path, body)
 
@@ -204,7 +214,7 @@ def said(answer: bytes) -> str:
     return answer.decode(errors="replace")[:300]
 
 
-def full_weights(model) -> list[tuple[str, torch.Tensor]]:
+def full_weights(model: Any) -> list[tuple[str, torch.Tensor]]:
     """Every parameter whole, by its name in the saved model; a collective of all ranks when they are sharded."""
     found = []
     for name, parameter in model.named_parameters():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,8 @@ class Completion(NamedTuple):
 
 
 class Engine(Protocol):
+    model: Any  # transformers' own: vllm_engine.py has its architecture alone
+
     @property
     def max_length(self) -> int:
         """The model's positions."""
@@ -67,7 +69,7 @@ class Engine(Protocol):
         whether each of its tokens is the most likely one."""
 
 
-def end_tokens(model_ends: int | Sequence[int] | None, tokenizer_end: int) -> set[int]:
+def end_tokens(model_ends: int | list[int] | tuple[int, ...] | None, tokenizer_end: int) -> set[int]:
     """Tokens that end a completion: those of generation_config.json and the tokenizer's own."""
     ends = model_ends if isinstance(model_ends, (list, tuple)) else [model_ends]
     return {tokenizer_end, *(end for end in ends if end is not None)}

@@ -8,7 +8,7 @@ of a prompt share its pass, and completions that have ended leave the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,13 @@ LEAVE = 0.25  # of the batch: when more rows than that have ended, the others ar
 class Growing(DynamicLayer):
     """Keys and values written in place into room that is there already; `keys` and `values` are views of it."""
 
-    room: tuple[torch.Tensor, torch.Tensor] | None = None  # (rows, heads, room, head size) each
+    keys: torch.Tensor
+    values: torch.Tensor
+    room: tuple[torch.Tensor, ...] | None = None  # (rows, heads, room, head size) each
 
-    def update(self, keys, values, *args, **kwargs):
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         start = self.get_seq_length()
@@ -40,14 +44,15 @@ class Growing(DynamicLayer):
         self.keys, self.values = (room.narrow(-2, 0, end) for room in self.room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices):
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be named several times."""
         length = self.get_seq_length()
+        assert self.room is not None
         self.room = tuple(room.index_select(0, indices) for room in self.room)
         self.keys, self.values = (room.narrow(-2, 0, length) for room in self.room)
 
 
-def _roomy(like, tokens: int):
+def _roomy(like: torch.Tensor, tokens: int) -> torch.Tensor:
     return like.new_empty((*like.shape[:2], tokens, like.shape[-1]))
 
 
@@ -59,7 +64,7 @@ class Group(NamedTuple):
 
 
 def sample(
-    model,
+    model: Any,
     groups: Sequence[Group],
     ends: set[int],
     pad: int,
@@ -85,7 +90,7 @@ def sample(
         uniform[start : start + len(group.draws), : group.draws.shape[1]] = torch.from_numpy(group.draws)
         start += len(group.draws)
     written = torch.zeros(len(rows), most, dtype=torch.long)
-    scored = torch.zeros(len(rows), most, dtype=torch.float64) if logprobs else None
+    scored: Any = torch.zeros(len(rows), most, dtype=torch.float64) if logprobs else None
     ending = torch.zeros(logits.shape[-1], dtype=torch.bool)
     ending[[end for end in ends if end < len(ending)]] = True
 
@@ -103,6 +108,7 @@ def sample(
         here = tokens.cpu()
         written[alive, step] = here
         if logprobs:
+            assert chosen is not None
             scored[alive, step] = chosen.double().cpu()
         done |= ending[here] | (limits == step + 1)
         ended = int(done.sum())
@@ -122,6 +128,7 @@ def sample(
         logits = forward(model, tokens[:, None], cache, until, positions + step)
 
     completions: list[list[Completion]] = []
+    scores: Any
     texts, scores = iter(written.tolist()), iter(scored.tolist()) if logprobs else None
     for group in groups:
         mine = []
@@ -134,7 +141,9 @@ def sample(
     return completions
 
 
-def _read(model, prompts: list[list[int]], pad: int, cache):
+def _read(
+    model: Any, prompts: list[list[int]], pad: int, cache: Cache
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Put the prompts into the cache, what they all begin with once.
 
     Returns logits (prompts, vocabulary) after each, which columns of the cache each one sees, and next positions.
@@ -154,7 +163,9 @@ def _read(model, prompts: list[list[int]], pad: int, cache):
     return logits, seen, lengths[:, None].to(device)
 
 
-def forward(model, ids, cache, mask=None, positions=None):
+def forward(
+    model: Any, ids: torch.Tensor, cache: Cache, mask: torch.Tensor | None = None, positions: torch.Tensor | None = None
+) -> torch.Tensor:
     """Logits of the last column, float32 (rows, vocabulary); keys and values go into `cache`."""
     output = model(
         ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
@@ -162,19 +173,26 @@ def forward(model, ids, cache, mask=None, positions=None):
     return output.logits[:, -1].float()
 
 
-def _one_mask_for_all_layers(config) -> bool:
+def _one_mask_for_all_layers(config: Any) -> bool:
     """Whether transformers may be given the mask that it would make for every layer."""
     return config._attn_implementation == "sdpa" and _all_layers_see_all(config)
 
 
-def _all_layers_see_all(config) -> bool:
+def _all_layers_see_all(config: Any) -> bool:
     """Whether every layer sees all that came before."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return set(kinds) == {"full_attention"} and window is None
 
 
-def pick(logits, draws, temperature: float, top_p: float, logprobs: bool = False, top_k: int | None = None):
+def pick(
+    logits: torch.Tensor,
+    draws: torch.Tensor,
+    temperature: float,
+    top_p: float,
+    logprobs: bool = False,
+    top_k: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(token ids (rows,), their log-probabilities or None): greedy at temperature 0, else sampled from the nucleus of
     the top_k most likely tokens.
 
@@ -201,7 +219,7 @@ def pick(logits, draws, temperature: float, top_p: float, logprobs: bool = False
     return (chosen if order is None else order.gather(-1, chosen))[:, 0], found
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> int:
     """How many tokens all sequences begin with, at least one of each being left over."""
     first, last = min(sequences), max(sequences)
     most = min(map(len, sequences)) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -17,7 +18,7 @@ Sequences = dict[tuple[int, ...], list[tuple[int, list[int]]]]  # ids read -> (n
 class SharedPrefix(DynamicLayer):
     """Keys and values of one prefix (batch of 1), seen by every row of a batch and kept as they are."""
 
-    def update(self, keys, values, *args, **kwargs):
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         if not self.is_initialized:
             return super().update(keys, values)
         rows = keys.shape[0]
@@ -48,7 +49,7 @@ def batches(sequences: Sequences, size: Callable[[], int]) -> Iterator[list[tupl
         yield run
 
 
-def score(model, batch: list[tuple[int, ...]], sequences: Sequences, pad: int) -> dict[int, tuple[float, bool]]:
+def score(model: Any, batch: list[tuple[int, ...]], sequences: Sequences, pad: int) -> dict[int, tuple[float, bool]]:
     """Number of the pair -> (log-likelihood in nats, whether greedy), of all pairs of a batch of sequences."""
     deepest = {s: max(len(continuation) for _, continuation in sequences[s]) for s in batch}
     # Positions whose logits are wanted must not lie in the shared prefix.

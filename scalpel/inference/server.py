@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
@@ -36,7 +36,7 @@ from scalpel.errors import UserError
 from scalpel.inference import open_engine
 from scalpel.inference.meeting import LISTENS, NONCE, ServerOrder, listen_on, nonce, place_of, proof, same
 from scalpel.inference.remote import OTHER_WEIGHTS
-from scalpel.inference.requests import Request
+from scalpel.inference.requests import Completion, Request
 from scalpel.launch.crew import prepare_child, wait_for_end_of_input
 from scalpel.weights import OF_SAFETENSORS, check_shapes
 
@@ -95,11 +95,14 @@ class Refused(Exception):
 class Policy:
     """The engine, and which step's weights it holds. One thing at a time is asked of it."""
 
+    version: int | None
+
     def __init__(self, order: ServerOrder):
         self.order, self.version = order, None
         # One thread for all: vLLM launches its GPU work on streams of the thread that made it.
         self.thread = ThreadPoolExecutor(1)
-        self.engine = self.thread.submit(open_engine, order.kind, Path(order.model), order.engine).result()
+        kind = cast("Literal['transformers', 'vllm']", order.kind)
+        self.engine = self.thread.submit(open_engine, kind, Path(order.model), order.engine).result()
         self.vocabulary = self.engine.model.get_input_embeddings().num_embeddings
         self.positions = getattr(self.engine.model.config, "max_position_embeddings", None) or 10**6
         self.most_bytes = HEAD_BYTES + order.completions * BEYOND * 12 * self.positions  # of prompts, as JSON
@@ -118,7 +121,7 @@ class Policy:
 
     def load(self, version: int, announced: list, read: Callable[[memoryview], None]) -> None:
         """Take the weights that `read` fills buffers with; Refused when it ends early: then no weights are held."""
-        failed = []
+        failed: list[OSError] = []
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for name, dtype, shape in announced:
@@ -156,14 +159,14 @@ class Policy:
                 400, f"requests: a prompt is longer than {BEYOND} times the model's {self.positions} positions"
             )
 
-        def complete():
+        def complete() -> list[list[Completion]]:
             if wanted.version != self.version:
                 raise Refused(OTHER_WEIGHTS, f"the weights held are those of step {self.version}")
             return self.engine.complete(requests, wanted.temperature, wanted.top_p, wanted.logprobs, wanted.top_k)
 
         return self._work(complete)
 
-    def _work(self, work: Callable[[], Any]):
+    def _work(self, work: Callable[[], Any]) -> Any:
         try:
             return self.thread.submit(work).result()
         except Refused:
@@ -186,6 +189,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     rbufsize = 1 << 20
     timeout = PROOF_SECONDS  # of a single read or write; the server counts the seconds until the proof
     expected = ""  # the client's proof
+    server: Server
     announced: tuple[int, list] | None = None  # the version and tensors that its next PUT brings
 
     def do_GET(self) -> None:
@@ -241,11 +245,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return {"version": self.server.policy.version}
 
     def complete(self) -> dict:
-        wanted = parsed(CompletionsWanted, self.body(self.server.policy.most_bytes))
+        wanted: CompletionsWanted = parsed(CompletionsWanted, self.body(self.server.policy.most_bytes))
         return {"completions": self.server.policy.complete(wanted)}
 
     def weights(self) -> dict:
-        wanted = parsed(WeightsWanted, self.body(16 * HEAD_BYTES))
+        wanted: WeightsWanted = parsed(WeightsWanted, self.body(16 * HEAD_BYTES))
         self.announced = wanted.version, self.server.policy.announced(wanted)
         return {}
 
@@ -298,16 +302,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def send_error(self, code, message=None, explain=None) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """http.server's own refusals of what is no request it knows."""
         self.close_connection = True
         self.answer({501: 405, 505: 400}.get(code, code), {"error": str(message)[:300]})
 
-    def log_message(self, *_) -> None:
+    def log_message(self, *_: Any) -> None:
         pass
 
 
-def parsed(model: type[Wanted], content: bytearray) -> Wanted:
+def parsed(model: type[Wanted], content: bytearray) -> Any:
     try:
         return model.model_validate_json(bytes(content))
     except ValidationError as error:
@@ -329,7 +333,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.admitted: set[socket.socket] = set()
         self.lock = threading.Lock()
 
-    def process_request(self, request: socket.socket, client_address) -> None:
+    def process_request(self, request: socket.socket, client_address: Any) -> None:  # type: ignore[override]  # no UDP
         with self.lock:
             if len(self.unproved) >= UNPROVED:
                 self.cut(next(iter(self.unproved)))
@@ -358,13 +362,13 @@ class Server(http.server.ThreadingHTTPServer):
             self.admitted.add(request)
             return True
 
-    def shutdown_request(self, request: socket.socket) -> None:
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]  # no UDP
         with self.lock:
             self.unproved.pop(request, None)
             self.admitted.discard(request)
         super().shutdown_request(request)
 
-    def handle_error(self, request, client_address) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):  # a client that went away
             super().handle_error(request, client_address)
 

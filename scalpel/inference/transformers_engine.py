@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class TransformersEngine:
     gradient is kept, and no state of torch's random numbers is read or changed.
     """
 
-    def __init__(self, model, tokenizer, batch_size: int):
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int):
         """batch_size: completions, or scored sequences, that are computed together where memory suffices."""
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
@@ -81,7 +82,7 @@ class TransformersEngine:
                 results |= self._in_memory(batch, work, lambda sequence: [sequence])
         return [results[number] for number in range(len(pairs))]
 
-    def _in_memory(self, items: list, work: Callable[[list], dict], cut: Callable[[object], list]) -> dict:
+    def _in_memory(self, items: list, work: Callable[[list], dict], cut: Callable[[Any], list]) -> dict:
         """`work` on all items; where the device's memory does not suffice, on halves, and of one item on what `cut`
         makes of it. Later batches are smaller from the beginning.
 

@@ -115,7 +115,7 @@ class VLLMEngine:
         found = iter([self._completion(output.outputs[0]) for output in self._run(asked)])
         return [[next(found) for _ in range(request.samples)] for request in requests]
 
-    def _completion(self, output) -> Completion:
+    def _completion(self, output: Any) -> Completion:
         ids = list(output.token_ids)
         values = None
         if output.logprobs is not None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 from scalpel.artifact.checking import CHECKED
 from scalpel.artifact.files import ROOT
@@ -41,7 +42,7 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for name in list(self.children):
             self.end(name)
 
@@ -55,7 +56,7 @@ class Crew:
         secret: str = "",
         descriptors: Sequence[int] = (),
         heard: Callable[[str], None] | None = None,
-    ):
+    ) -> None:
         """Run ``python -m module arguments`` here, or by srun on another `node` of this job.
 
         secret: the first line of its standard input, which nobody else can read. descriptors: open files that a child
@@ -76,6 +77,7 @@ class Crew:
         listener = threading.Thread(target=relay, args=(name, process.stdout, heard), daemon=True, name=name)
         listener.start()
         if secret:
+            assert process.stdin is not None
             with contextlib.suppress(OSError):  # a child that has ended is seen by its status
                 process.stdin.write(f"{secret}\n".encode())
                 process.stdin.flush()
@@ -93,11 +95,12 @@ class Crew:
     def end(self, name: str, seconds: float = 10.0) -> None:
         """Close the child's standard input, which ends a server; kill what is left of its session after `seconds`."""
         child = self.children.pop(name)
+        assert child.process.stdin is not None
         with contextlib.suppress(OSError):
             child.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(seconds)
-        if child.process.poll() is None and "srun" in str(child.process.args[0]):
+        if child.process.poll() is None and "srun" in str(cast(list[str], child.process.args)[0]):
             child.process.terminate()  # which srun passes on to its node
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(seconds)
@@ -113,7 +116,7 @@ class Crew:
                 os.killpg(self.children[name].process.pid, signal.SIGKILL)
 
 
-def relay(name: str, stream, heard: Callable[[str], None] | None) -> None:
+def relay(name: str, stream: IO[bytes], heard: Callable[[str], None] | None) -> None:
     """Print a child's lines as they come, under its name; hand them to `heard` first."""
     for line in stream:
         text = line.decode(errors="replace").rstrip()
@@ -164,7 +167,7 @@ def wait_for_end_of_input() -> None:
             pass
 
 
-def until(seconds: float, condition, every: float = 0.2) -> bool:
+def until(seconds: float, condition: Callable[[], Any], every: float = 0.2) -> bool:
     """Whether `condition` came true within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():

@@ -14,11 +14,17 @@ import time
 from collections.abc import Callable, Iterable
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalpel.artifact.files import MANIFEST, PROVENANCE, RECIPE, RESULTS
 from scalpel.progress import clock
 from scalpel.stages import STAGES
+
+if TYPE_CHECKING:
+    from snakemake.jobs import Job
+    from snakemake.workflow import Workflow
+
+    from scalpel.plan import Plan
 
 NAMED = 4  # kinds without a measured cost that a line names
 
@@ -126,7 +132,7 @@ class Teller(logging.Handler):
         super().__init__()
         self.forecast, self.log = forecast, log
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: Any) -> None:  # a LogRecord with what Snakemake adds to it
         from snakemake.settings.enums import Quietness
         from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -143,11 +149,11 @@ class Teller(logging.Handler):
             self.handleError(record)
 
 
-def tell_forecast(workflow, plan) -> None:
+def tell_forecast(workflow: Workflow, plan: Plan) -> None:
     """Follow the jobs of a Snakemake workflow that is about to start."""
     from snakemake.logging import logger
 
-    def kind(job) -> str:
+    def kind(job: Job) -> str:
         step = plan.steps.get(job.wildcards_dict.get("digest"))
         return kind_of(job.rule.name, step.recipe.get("method") if step and step.stage == "train" else None)
 

@@ -62,7 +62,7 @@ def health_of(node: str, gpus: int) -> list[str]:
 
 
 class GPU(NamedTuple):
-    index: str
+    index: str  # type: ignore[assignment]
     name: str
     memory: int | None  # MiB
     driver: str
@@ -151,6 +151,7 @@ def product_problems(devices: list[str]) -> list[str]:
     left, right = (torch.randn(SIDE, SIDE, generator=generator).bfloat16() for _ in range(2))
     expected = left.float() @ right.float()
     tolerance = 0.02 * expected.abs().max()  # bfloat16 keeps 1 part in 256, and cuBLAS may add partial sums in it
+    results: dict[str, tuple[str, torch.Tensor]]
     problems, results = [], {}
     for device in devices:
         try:

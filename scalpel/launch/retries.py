@@ -7,8 +7,12 @@ each failed job how often it may be tried again, and such a one answers: not onc
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalpel.errors import FINAL
+
+if TYPE_CHECKING:
+    from snakemake.jobs import Job
 
 MARK = ".final"  # appended to a job's log
 
@@ -19,7 +23,7 @@ def keep_status(command: str, log: str) -> str:
     return f"rm -f {mark}; {command} || {{{{ code=$?; [ $code -ne {FINAL} ] || touch {mark}; exit $code; }}}}"
 
 
-def refused(job) -> bool:
+def refused(job: Job) -> bool:
     """Whether a Snakemake job's program said that it is for the user to put right."""
     return any(Path(f"{log}{MARK}").is_file() for log in job.log)
 
@@ -31,8 +35,8 @@ def final_errors_are_final() -> None:
     before = Job.restart_times.fget
     if not hasattr(before, "scalpel"):
 
-        def restart_times(job):
+        def restart_times(job: Job) -> int:
             return 0 if refused(job) else before(job)
 
-        restart_times.scalpel = True
+        restart_times.scalpel = True  # type: ignore[attr-defined]
         Job.restart_times = property(restart_times)

@@ -26,7 +26,7 @@ class RolloutServers:
             self.start(number)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for listening in self.sockets:
             if listening is not None:
                 listening.close()

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import time
+from typing import cast
 
 SECONDS = 30.0  # that a SLURM command may take
 
@@ -39,7 +40,7 @@ def seconds_of(left: str) -> float | None:
 
 def deadline() -> float | None:
     """When the job reaches its time limit, as time.time(); None without one."""
-    left = ask("squeue", "--noheader", "--jobs", job(), "--format", "%L") if job() else None
+    left = ask("squeue", "--noheader", "--jobs", cast(str, job()), "--format", "%L") if job() else None
     seconds = seconds_of(left) if left else None
     return None if seconds is None else time.time() + seconds
 
@@ -60,19 +61,19 @@ def state(job_id: str) -> str | None:
 
 def restarts() -> int:
     """How often this job was queued again."""
-    text = ask("scontrol", "show", "job", job(), "--oneliner") if job() else None
+    text = ask("scontrol", "show", "job", cast(str, job()), "--oneliner") if job() else None
     found = re.search(r"\bRestarts=(\d+)", text or "")
     return int(found[1]) if found else 0
 
 
 def requeue() -> bool:
     """Queue this job again, which ends it here; False when SLURM refuses."""
-    return ask("scontrol", "requeue", job()) is not None if job() else False
+    return ask("scontrol", "requeue", cast(str, job())) is not None if job() else False
 
 
 def nodes() -> list[str]:
     """Names of this job's nodes, the one of the batch script first; empty outside a job."""
-    listed = ask("squeue", "--noheader", "--jobs", job(), "--format", "%N") if job() else None
+    listed = ask("squeue", "--noheader", "--jobs", cast(str, job()), "--format", "%N") if job() else None
     return (ask("scontrol", "show", "hostnames", listed) or "").split() if listed else []
 
 

@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from scalpel.artifact.job import Job
 from scalpel.checkpoints import last_model
-from scalpel.config.training import TrainSettings
+from scalpel.config.training import RolloutServer, TrainSettings
 from scalpel.errors import AGAIN, FINAL, Interrupted, Passing, UserError
 from scalpel.inference import EngineSettings
 from scalpel.inference.meeting import ServerOrder
@@ -25,6 +26,7 @@ from scalpel.launch import slurm
 from scalpel.launch.crew import DEVICES, EXTENSIONS, Crew
 from scalpel.launch.servers import RolloutServers
 from scalpel.methods import METHODS
+from scalpel.methods.rollout_recipe import RolloutRecipe
 from scalpel.stages import STAGES
 
 LAST_STEP_SECONDS = 3600.0  # that ranks may take to finish a step and save after SIGTERM; SLURM's own limit is shorter
@@ -47,18 +49,18 @@ def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
     here = nodes[0]
     devices = visible_devices()
     shared = server is not None and server.nodes == 0
-    served, rest = (devices[: server.gpus], devices[server.gpus :]) if shared else ([], devices)
+    served, rest = (devices[: server.gpus], devices[server.gpus :]) if shared else ([], devices)  # type: ignore[union-attr]
     if devices and len(rest) < settings.ranks:
         raise UserError(
             f"{here} gives the job {len(devices)} GPUs; {settings.ranks} ranks"
-            f"{f' and {server.gpus} for the rollout server' if shared else ''} need more: lower train_settings.ranks "
+            f"{f' and {server.gpus} for the rollout server' if shared else ''} need more: lower train_settings.ranks "  # type: ignore[union-attr]
             "or raise resources.train.gpus."
         )
     with Crew(len(devices)) as crew, noting_signals() as asked, contextlib.ExitStack() as after:
         servers = None
         if server:
             gpus = [[gpu] for gpu in served] or [[str(gpu)] for gpu in range(server.gpus)] or [[]]
-            places = [None] if shared else nodes[settings.nodes : wanted]
+            places: list[Any] = [None] if shared else nodes[settings.nodes : wanted]
             places = [(place, mine if devices else None) for place in places for mine in gpus]
             servers = after.enter_context(RolloutServers(crew, order(job, settings), places))
         environment = servers.environment if servers else {}
@@ -68,7 +70,8 @@ def supervise(job: Job, settings: TrainSettings, samples: bool) -> None:
 
 def order(job: Job, settings: TrainSettings) -> ServerOrder:
     """What the run's servers are started with; a request asks for one batch of rollouts at most."""
-    recipe = METHODS[job.recipe["method"]].Recipe.of_identity(job.recipe)
+    assert settings.server is not None
+    recipe = cast(RolloutRecipe, METHODS[job.recipe["method"]].Recipe.of_identity(job.recipe))
     engine = EngineSettings(
         batch_size=settings.completions_at_once, memory_fraction=settings.server.memory_fraction, dtype=recipe.dtype
     )
@@ -81,7 +84,14 @@ def order(job: Job, settings: TrainSettings) -> ServerOrder:
     )
 
 
-def start_ranks(crew: Crew, directory, settings: TrainSettings, nodes: list[str], devices, environment) -> list[str]:
+def start_ranks(
+    crew: Crew,
+    directory: Path,
+    settings: TrainSettings,
+    nodes: list[str],
+    devices: list[str],
+    environment: dict[str, str],
+) -> list[str]:
     """Start every rank; returns their names."""
     world = settings.ranks * settings.nodes
     master = "127.0.0.1" if settings.nodes == 1 else slurm.address(nodes[0])
@@ -117,10 +127,10 @@ def watch(
     asked: dict,
 ) -> None:
     """Until the ranks end: start a server that died again, pass SIGTERM on, and end all when one rank fails."""
-    restarts = settings.server.restarts if servers else 0
-    told = 0.0
+    restarts = cast(RolloutServer, settings.server).restarts if servers else 0
+    told: Any = 0.0
     while True:
-        ended = {name: crew.status(name) for name in ranks if crew.status(name) is not None}
+        ended: dict[str, Any] = {name: crew.status(name) for name in ranks if crew.status(name) is not None}
         failed = {name: status for name, status in ended.items() if status not in (0, AGAIN)}
         if failed:
             time.sleep(1.0)  # the others' own words about it
@@ -133,6 +143,7 @@ def watch(
         if len(ended) == len(ranks):
             break
         for number in servers.ended() if servers else []:
+            assert servers is not None
             name = servers.name(number)
             status = crew.status(name)
             crew.end(name)

@@ -1,6 +1,6 @@
 """Training methods. Each is two files: a declaration that a configuration reads, and a trainer (<name>_trainer.py)."""
 
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -23,4 +23,9 @@ from scalpel.methods.uft import UFT
 ALL = (SFT, GRPO, LUFFY, ReLIFT, SRFT, PrefixRFT, HPT, CHORD, SuperRL, UFT, MIFO, SASR, RED, TemplateRL)
 METHODS: dict[str, type[Method]] = {method.name: method for method in ALL}
 
-AnyRecipe = Annotated[Union[tuple(method.Recipe for method in METHODS.values())], Field(discriminator="method")]  # noqa: UP007
+if TYPE_CHECKING:
+    from scalpel.config.training import MethodRecipe
+
+    AnyRecipe = MethodRecipe
+else:
+    AnyRecipe = Annotated[Union[tuple(method.Recipe for method in METHODS.values())], Field(discriminator="method")]  # noqa: UP007

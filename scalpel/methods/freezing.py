@@ -24,7 +24,7 @@ def is_trainable(name: str, trainable: Trainable) -> bool:
     return True
 
 
-def freeze(model, trainable: Trainable) -> None:
+def freeze(model: Any, trainable: Trainable) -> None:
     """Set requires_grad; UserError when a layer to be frozen does not exist or nothing is left to train."""
     layers = model.config.num_hidden_layers
     beyond = [layer for layer in trainable.freeze_mlp_layers if not 0 <= layer < layers]

@@ -7,18 +7,22 @@ other questions' traces. Their own completions are left out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from scalpel.methods.hpt import HPTRecipe
 from scalpel.methods.mixed import DemonstrationTrainer
 from scalpel.methods.rollouts import EXPERT, Rollout
+from scalpel.methods.superrl import SuperRLRecipe
 
 
 class GatedTrainer(DemonstrationTrainer):
     """Subclasses say which questions are learnt from their trace: gated(group)."""
 
     columns = DemonstrationTrainer.columns | {"gate_rate": "gate_rate"}
+    recipe: HPTRecipe | SuperRLRecipe
     gated: Callable[[list[Rollout]], bool]
 
-    def credit(self, groups):
+    def credit(self, groups: list[list[Rollout]]) -> None:
         super().credit(groups)
         for group in groups:
             if self.gated(group):
@@ -26,10 +30,10 @@ class GatedTrainer(DemonstrationTrainer):
                     rollout.advantage = None
                 self.demonstrate(group, group[0].position, group[0].row)
 
-    def likelihood_weight(self):
+    def likelihood_weight(self) -> float:
         return self.recipe.sft_weight
 
-    def metrics(self, groups):
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
         gated = sum(group[-1].origin == EXPERT for group in groups)
         return super().metrics(groups) | {"gate_rate": gated / len(groups)}
 
@@ -37,7 +41,9 @@ class GatedTrainer(DemonstrationTrainer):
 class SkippingTrainer(GatedTrainer):
     """Leaves out optimizer steps with a gradient norm above the recipe's `skip_above`."""
 
-    def _clip_grad_norm(self, model):
+    recipe: HPTRecipe
+
+    def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
         if self.recipe.skip_above is not None and norm is not None and not float(norm) <= self.recipe.skip_above:
             for parameter in model.parameters():

@@ -31,7 +31,7 @@ class GRPORecipe(RolloutRecipe):
 class GRPO(Method):
     name = "grpo"
     Recipe = GRPORecipe
-    version = 3  # 2: completions are written by scalpel/inference; 3: rewards by scalpel/grading
+    version = 4  # 2: completions are written by scalpel/inference; 3: rewards by scalpel/grading; 4: its rule
     samples = True
     trainer = "scalpel.methods.grpo_trainer"
     work = staticmethod(rollout_work)

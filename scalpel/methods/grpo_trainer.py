@@ -21,6 +21,8 @@ ALMOST_NOTHING = 1e-4  # added to standard deviations, as TRL does
 class GRPOCreditTrainer(RolloutTrainer):
     """GRPO's credit; its loss is TRL's own."""
 
+    recipe: GRPORecipe
+
     def credit(self, groups: list[list[Rollout]]) -> None:
         super().credit(groups)
         scale = self.recipe.scale_rewards
@@ -31,6 +33,7 @@ class GRPOCreditTrainer(RolloutTrainer):
             of = values if scale == "group" else torch.cat(totals)
             deviation = float(of[~of.isnan()].std()) if (~of.isnan()).sum() > 1 else 0.0
             for rollout in group:
+                assert rollout.advantage is not None
                 rollout.advantage /= deviation + ALMOST_NOTHING
 
 

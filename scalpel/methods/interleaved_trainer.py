@@ -9,11 +9,14 @@ entropy, over all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from scalpel.methods.loop import TrainingRun
 from scalpel.methods.mixed import MixedTrainer, cut
+from scalpel.methods.relift import InterleavedRecipe
 from scalpel.methods.rollouts import EXPERT, Rollout
 from scalpel.methods.second_optimizer import SecondOptimizer
 
@@ -26,8 +29,9 @@ class InterleavedTrainer(MixedTrainer):
         "sft/loss": "sft_loss",
         "sft/grad_norm": "sft_grad_norm",
     }
+    recipe: InterleavedRecipe
 
-    def __init__(self, run, *args, **kwargs):
+    def __init__(self, run: TrainingRun, *args: Any, **kwargs: Any):
         self.buffer: list[int] = []  # rows, the newest first
         super().__init__(run, *args, **kwargs)
         recipe = run.recipe
@@ -51,14 +55,14 @@ class InterleavedTrainer(MixedTrainer):
 
     # ------------------------------------------------------------ the buffer
 
-    def credit(self, groups):
+    def credit(self, groups: list[list[Rollout]]) -> None:
         super().credit(groups)
         self.buffer = [group[0].row for group in groups if self.is_hard(group)] + self.buffer
 
-    def metrics(self, groups):
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
         return super().metrics(groups) | {"sft/hard": sum(map(self.is_hard, groups)) / len(groups)}
 
-    def after_step(self, step):
+    def after_step(self, step: int) -> None:
         super().after_step(step)
         made = 0
         if step % self.per_batch == 0 and len(self.buffer) >= self.recipe.buffer_size:
@@ -103,17 +107,17 @@ class InterleavedTrainer(MixedTrainer):
 
     # ------------------------------------------------------------ resuming
 
-    def kept(self):
+    def kept(self) -> dict[str, Any]:
         return super().kept() | {"buffer": self.buffer}
 
-    def restore(self, kept):
+    def restore(self, kept: dict[str, Any]) -> None:
         super().restore(kept)
         self.buffer = kept["buffer"]
 
-    def save_more(self, directory):
+    def save_more(self, directory: Path) -> None:
         super().save_more(directory)
         self.second.save(directory)
 
-    def load_more(self, directory):
+    def load_more(self, directory: Path) -> None:
         super().load_more(directory)
         self.second.load(directory)

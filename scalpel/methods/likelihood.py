@@ -6,6 +6,8 @@ Loss: the mean over all trained tokens of the step, across micro-batches and ran
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard
@@ -49,8 +51,8 @@ class LikelihoodTrainer(MethodTrainer, SFTTrainer):
     """
 
     def __init__(
-        self, *args, schedule: list[int], micro_batches: list[list[int]], uuids: dict[int, str], journal: Journal,
-        least_rate: float = 0.0, weights: list[Weight] | None = None, **kwargs,
+        self, *args: Any, schedule: list[int], micro_batches: list[list[int]], uuids: dict[int, str], journal: Journal,
+        least_rate: float = 0.0, weights: list[Weight] | None = None, **kwargs: Any,
     ):  # fmt: skip
         self.schedule, self.micro_batches, self.uuids, self.journal = schedule, micro_batches, uuids, journal
         self.least_rate = least_rate
@@ -73,7 +75,7 @@ class LikelihoodTrainer(MethodTrainer, SFTTrainer):
         batch["position"] = torch.tensor([example["position"] for example in examples])
         return batch
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         ranks = Ranks.here()
         mine = inputs.pop("position").tolist()
         positions = sorted(p for p in ranks.everyone(mine) if p != BLANK)
@@ -89,7 +91,7 @@ class LikelihoodTrainer(MethodTrainer, SFTTrainer):
             self._mine = [Weight(0.0, 0.0) if place == BLANK else self.weights[place] for place in mine]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _weighted(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    def _weighted(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Value: the loss that is reported; gradient: that of the tokens learnt from."""
         logits, wanted = outputs.logits[:, :-1].float(), labels[:, 1:]
         losses = torch.nn.functional.cross_entropy(

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import TrainerCallback, set_seed
 
 from scalpel import progress
 from scalpel.artifact import disk
-from scalpel.artifact.files import STATE, sync, to_disk, write_atomically
+from scalpel.artifact.files import CIRCUMSTANCES, STATE, sync, to_disk, write_atomically
 from scalpel.config.training import MethodRecipe, Trainable, TrainSettings
 from scalpel.errors import Interrupted, UserError
+from scalpel.inference.remote import COMPLETION_SECONDS
 from scalpel.launch import slurm
 from scalpel.methods import METHODS
 from scalpel.methods.freezing import check_frozen
@@ -42,6 +45,7 @@ from scalpel.methods.tracking import tracking_arguments
 from scalpel.weights import DTYPES, SAFETENSORS
 
 TIME_LIMIT = "the job's time limit is near"
+CLOCK = pa.schema({"step": pa.int64(), "seconds": pa.float64()})
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Saving(TrainerCallback):
         self.out, self.base, self.steps, self.total = run.out, run.base, steps, steps[-1]
         self.settings, self.dtype = run.settings, DTYPES[run.recipe.dtype]
         self.flops = Journal(run.out / STATE / "flops.jsonl", FLOPS)
-        self.journals = [*journals, self.flops]
+        self.clock = Journal(run.out / STATE / "clock.jsonl", CLOCK)
+        self.journals = [*journals, self.flops, self.clock]
         self.by_servers = bool(run.settings.server and METHODS[run.recipe.method].samples)
         self.meter = Meter(sampled_steps(self.total, per_batch(run.recipe)))
         self.ranks = Ranks.here()
@@ -88,19 +93,25 @@ class Saving(TrainerCallback):
         if deadline:  # a short job uses half its time at least
             now = time.time()
             self.stop_at = max(deadline - run.settings.stop_before_seconds, (now + deadline) / 2)
-        self.last = self.started = time.monotonic()
+        self.last = self.started = self.begun = time.monotonic()
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self.settings.engine == "fsdp" and self.ranks.count > 1 and not isinstance(model, FSDPModule):
+            raise UserError("the model was not sharded over the ranks; give train_settings.engine zero2.")
         self.first = self.at = state.global_step
         self.started = time.monotonic()
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begun = time.monotonic()
         self.meter.start(state.global_step + 1)
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.at = state.global_step
+        assert self.trainer is not None
         self.trainer.after_step(self.at)
         self._measured(self.meter.stop())
+        if self.ranks.first:
+            self.clock.add([{"step": self.at, "seconds": round(time.monotonic() - self.begun, 4)}])
         if self.stop_at and time.time() > self.stop_at:
             self.stop = self.stop or TIME_LIMIT
         self.stop = max(self.ranks.everyone([self.stop]))  # a signal may reach some ranks a step earlier than others
@@ -116,7 +127,7 @@ class Saving(TrainerCallback):
             row = {name: sum(rank[name] for rank in of_ranks) for name in spent}
             self.flops.add([{"step": self.at} | row | ({WRITTEN: None} if self.by_servers else {})])
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not self.ranks.first:
             return
         done = state.global_step - self.first
@@ -133,8 +144,9 @@ class Saving(TrainerCallback):
                 flush=True,
             )
 
-    def on_save(self, args, state, control, **_):
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        assert self.trainer is not None
         self.trainer.save_more(saved)
         self.ranks.everyone([])  # every rank has written its part
         if not self.ranks.first:
@@ -144,7 +156,7 @@ class Saving(TrainerCallback):
         files = [path for path in sorted(saved.rglob("*")) if path.is_file()]
         to_disk([*files, saved])
         exported = [self.out / "checkpoints" / f"step-{step:06d}" for step in self.steps if step <= state.global_step]
-        complete = {
+        complete: dict[str, Any] | list[Path] = {
             "files": digests(saved, [path.relative_to(saved).as_posix() for path in files]),
             "journals": {journal.path.name: journal.sync() for journal in self.journals},
             "checkpoints": {f"{d.name}/{p.name}": p.stat().st_size for d in exported for p in sorted(d.iterdir())},
@@ -199,7 +211,7 @@ def disk_errors(out: Path, saving: Saving) -> Iterator[None]:
 def stopping_on_signal(saving: Saving) -> Iterator[None]:
     """SIGTERM and SIGUSR1 ask the run to save after the step it is at and to stop."""
 
-    def ask(number, _):
+    def ask(number: int, _: Any) -> None:
         saving.stop = saving.stop or signal.Signals(number).name
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
@@ -253,6 +265,9 @@ def engine_arguments(recipe: MethodRecipe, settings: TrainSettings, gpu: bool | 
         return {
             "deepspeed": {
                 "bf16": {"enabled": recipe.dtype == "bfloat16"},
+                # Else DeepSpeed adds the gradients of micro-batches and ranks up in bfloat16.
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "communication_data_type": "fp32",
                 "zero_optimization": zero,
                 "gradient_clipping": recipe.max_grad_norm,
                 "train_micro_batch_size_per_gpu": "auto",
@@ -299,6 +314,8 @@ def common_arguments(run: TrainingRun, steps: int, gpu: bool | None = None) -> d
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "average_tokens_across_devices": True,
+        # Ranks wait while rank 0 waits for completions, or for a server that is started again.
+        "ddp_timeout": int(COMPLETION_SECONDS) + 2 * settings.server.start_seconds + 600 if settings.server else 1800,
     }
 
 
@@ -306,19 +323,53 @@ def warmup_steps(recipe: MethodRecipe, steps: int) -> int:
     return 0 if recipe.schedule == "constant" else math.ceil(recipe.warmup * steps)
 
 
+@contextlib.contextmanager
+def sharding_on_cpus() -> Iterator[None]:
+    """Have accelerate shard over ranks without GPUs, too, where it takes data parallelism without a word."""
+    made = AcceleratorState.__init__
+
+    def make(self: Any, *given: Any, fsdp_plugin: Any = None, **more: Any) -> None:
+        made(self, *given, fsdp_plugin=fsdp_plugin, **more)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = make
+    try:
+        yield
+    finally:
+        AcceleratorState.__init__ = made
+
+
 class MethodTrainer:
     """Mixin of the classes on TRL's trainers: the schedule's least rate, and what a method does between steps."""
 
     least_rate = 0.0  # of the learning rate, to which the schedule falls after the warm-up instead of to 0
     meter = Meter()  # `carry_out` gives it the run's
+    args: Any  # TRL's, as is the next
+    lr_scheduler: Any
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does; FSDP adds gradients up and gives log-probabilities in float32, and works on CPUs."""
+        plugin = getattr(self.args, "fsdp_plugin_args", None)
+        if not plugin:
+            return super().create_accelerator_and_postprocess()  # type: ignore[misc]  # TRL's
+        if self.args.bf16:
+            plugin["mixed_precision_policy"] = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
+        with sharding_on_cpus():
+            super().create_accelerator_and_postprocess()  # type: ignore[misc]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         made = self.lr_scheduler is not None
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]  # TRL's
         if not made and self.least_rate:
             least, warmup = self.least_rate, self.args.get_warmup_steps(num_training_steps)
 
-            def raised(factor):
+            def raised(factor: Callable[[int], float]) -> Callable[[int], float]:
                 return lambda step: factor(step) if step < warmup else least + (1 - least) * factor(step)
 
             scheduler.lr_lambdas = [raised(factor) for factor in scheduler.lr_lambdas]
@@ -348,8 +399,11 @@ def mean_by_tokens(metrics: dict[str, list[float]], names: tuple[str, ...], toke
 # ---------------------------------------------------------------- one run
 
 
-def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]) -> list[dict] | None:
+def carry_out(trainer: Any, saving: Saving, run: TrainingRun, columns: dict[str, str]) -> list[dict] | None:
     """Train to the end from the newest usable state, then write checkpoints.json, trained.json and flops.parquet.
+
+    provenance.json gets `step_seconds`, the wall time of every optimizer step: rollouts, updates and what a method does
+    between steps, without start-up, checkpoints and what a kill undid.
 
     Returns the training log, a row per step, on rank 0 (None on others): columns maps names in the trainer's log to
     names in log.parquet, which the caller writes (`write_log`) with what it knows of each step. Raises Interrupted
@@ -372,7 +426,7 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
         raise Interrupted(f"saved after step {saving.at} of {saving.total}: {saving.stop}", saving.stop == TIME_LIMIT)
     if not saving.ranks.first:
         return None
-    listing = [
+    listing: list[dict[str, Any]] = [
         {"index": index, "step": step, "path": f"checkpoints/step-{step:06d}"}
         for index, step in enumerate(saving.steps, start=1)
     ]
@@ -394,6 +448,8 @@ def carry_out(trainer, saving: Saving, run: TrainingRun, columns: dict[str, str]
     trained = check_frozen(run.start, out / listing[-1]["path"], run.trainable, had_gradient)
     write_atomically(out / "trained.json", json.dumps(trained, indent=1) + "\n")
     saving.flops.write_parquet(out / "flops.parquet")
+    seconds = [row["seconds"] for row in saving.clock.rows()]
+    write_atomically(out / STATE / CIRCUMSTANCES, json.dumps({"step_seconds": seconds}))
     write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")
     return rows
 
@@ -407,7 +463,7 @@ def write_log(rows: list[dict], spent: list[dict], out: Path) -> None:
     pq.write_table(table, out / "log.parquet", compression="zstd")
 
 
-def step_flops(model, tokens: int, written: int = 0, read: int = 0) -> float:
+def step_flops(model: Any, tokens: int, written: int = 0, read: int = 0) -> float:
     """FLOPs of one step: forward 2 N a token, backward 2 N and 2 for each parameter that trains (scalpel/cost).
 
     tokens: in forward and backward passes; written and read: sampled, and read as prompts of samples. N counts all

@@ -5,7 +5,7 @@ Defaults: exp_scripts/train.sh and luffy/verl/verl/mix_src/mix_core_alg.py of El
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ class LUFFYRecipe(MixedRecipe):
     mean_over: Literal["group", "own"] = "group"  # advantages; `own` is the code's adv_estimator grpo_split
 
     @model_validator(mode="after")
-    def _some_own(self):
+    def _some_own(self) -> Self:
         if self.mean_over == "own" and self.generations - self.experts < 2:
             raise ValueError("mean_over: own needs two own completions; raise `generations`")
         return self

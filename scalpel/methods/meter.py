@@ -8,7 +8,8 @@ looks at shapes alone, so the weights are the same with it and without.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -30,6 +31,8 @@ def sampled_steps(steps: int, per_batch: int = 1, count: int | None = None) -> f
 
 class Meter:
     """Counts between `start` and `stop` on this rank, in the steps of `sampled`; elsewhere it does nothing."""
+
+    mode: Counter | None
 
     def __init__(self, sampled: frozenset[int] = frozenset()):
         self.sampled, self.mode = sampled, None
@@ -71,11 +74,13 @@ class Counter(TorchDispatchMode):
     that is counted so ends with other weights.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         formula = FORMULAS.get(function.overloadpacket)
         if formula is not None:
@@ -83,32 +88,42 @@ class Counter(TorchDispatchMode):
         return result
 
 
-def _linear(inputs, weight, bias=None, out_val=None) -> int:
+def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: Any = None, out_val: Any = None) -> int:
     return 2 * inputs.numel() * weight.shape[0]
 
 
-def _matmul(one, other, out_val=None, **_) -> int:
+def _matmul(one: torch.Tensor, other: torch.Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
     return 2 * out_val.numel() * one.shape[-1]
 
 
-def _attention(query, key, value, *_, out_val=None, **__) -> int:
+def _addmm(added: torch.Tensor, one: torch.Tensor, other: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Also with an output's dtype, as TRL's fused head has on GPUs; torch's formula takes that for a shape."""
+    return 2 * one.numel() * other.shape[-1]
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, out_val: Any = None, **__: Any
+) -> int:
     return sdpa_flop_count(query.shape, _heads(key, query), _heads(value, query))
 
 
-def _attention_backward(gradient, query, key, value, *_, out_val=None, **__) -> int:
+def _attention_backward(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any,
+    out_val: Any = None, **__: Any,
+) -> int:  # fmt: skip
     shapes = (gradient.shape, query.shape, _heads(key, query), _heads(value, query))
     return sdpa_backward_flop_count(*shapes)
 
 
-def _heads(tensor, query) -> torch.Size:
+def _heads(tensor: torch.Tensor, query: torch.Tensor) -> torch.Size:
     """Shape of keys or values with as many heads as the queries have, which kernels share among them."""
     return torch.Size((*tensor.shape[:1], query.shape[1], *tensor.shape[2:]))
 
 
 ATEN = torch.ops.aten
-FORMULAS = dict(flop_registry) | {
-    ATEN.addmm_: flop_registry[ATEN.addmm],
-    ATEN.baddbmm_: flop_registry[ATEN.baddbmm],
+FORMULAS: dict[Any, Callable[..., int]] = dict(flop_registry) | {
+    **dict.fromkeys((ATEN.addmm, ATEN.addmm_, ATEN.baddbmm, ATEN.baddbmm_), _addmm),
+    **dict.fromkeys((ATEN.mm, ATEN.bmm), _matmul),
     # Below autograd these are taken apart; where it is off (inference mode) they come whole.
     ATEN.linear: _linear,
     ATEN.matmul: _matmul,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from scalpel.config.training import MethodRecipe, TrainSettings
@@ -12,7 +11,7 @@ from scalpel.cost.amount import Amount
 class RowSizes(NamedTuple):
     """The kept training rows: how many, and mean tokens of a whole conversation (None: unknown) and of a prompt."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     tokens: float | None
     prompt_tokens: float
 
@@ -39,15 +38,17 @@ class Method:
     Recipe: ClassVar[type[MethodRecipe]]
     version: ClassVar[int] = 1
     samples: ClassVar[bool]
+    # Of a resumable state, for each parameter: weight and two moments in float32, and the model's own copy.
+    state_bytes: ClassVar[int] = 16
     trainer: ClassVar[str]
-    work: ClassVar[Callable[[Any, RowSizes], Work]]
-    accumulation: ClassVar[Callable[[Any, int, int], int]]
+    work: ClassVar[staticmethod[[Any, RowSizes], Work]]
+    accumulation: ClassVar[staticmethod[[Any, int, int], int]]
 
     @staticmethod
-    def check(recipe, settings: TrainSettings) -> None:
+    def check(recipe: Any, settings: TrainSettings) -> None:
         """UserError when the recipe cannot be carried out by these settings."""
 
     @staticmethod
-    def steps_fed(recipe, rows: int, epochs: int) -> int | None:
+    def steps_fed(recipe: Any, rows: int, epochs: int) -> int | None:
         """Optimizer steps that an order of `epochs` times `rows` questions feeds; None when lengths decide."""
         return None

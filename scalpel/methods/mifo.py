@@ -32,5 +32,6 @@ class MIFORecipe(InterleavedRecipe):
 
 class MIFO(InterleavedMethod):
     name = "mifo"
+    state_bytes = 32  # parameters before the policy updates, and their importance
     Recipe = MIFORecipe
     trainer = "scalpel.methods.mifo_trainer"

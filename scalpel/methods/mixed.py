@@ -35,7 +35,7 @@ class MixedTrainer(RolloutTrainer):
     columns = COLUMNS | MIXED_COLUMNS
     recipe: MixedRecipe
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.recorded: dict[str, list[float]] = {}  # sum and count on this rank since the step began, by name
         self.step_means: dict[str, float | None] = {}  # of the step before, over all ranks
         super().__init__(*args, **kwargs)
@@ -50,7 +50,7 @@ class MixedTrainer(RolloutTrainer):
         """Its tokens that have a likelihood term."""
         return range(0)
 
-    def policy_terms(self, logps, entropies, inputs: dict[str, Any]) -> torch.Tensor:
+    def policy_terms(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """(sequences, tokens) of a micro-batch; terms of other tokens do not count."""
         low = self.recipe.epsilon
         high = low if self.recipe.epsilon_high is None else self.recipe.epsilon_high
@@ -58,7 +58,9 @@ class MixedTrainer(RolloutTrainer):
         self.record("clip_ratio/region_mean", is_clipped(logps, old, advantages, low, high), inputs["policy"])
         return surrogate(logps, old, advantages, low, high)
 
-    def likelihood_weights(self, logps, entropies, inputs: dict[str, Any]) -> torch.Tensor | float:
+    def likelihood_weights(
+        self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]
+    ) -> torch.Tensor | float:
         """What -log p of each token is multiplied by."""
         return 1.0
 
@@ -129,7 +131,7 @@ class MixedTrainer(RolloutTrainer):
 
     # ------------------------------------------------------------ the loss
 
-    def scores(self, model, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies of the completions' tokens at the recipe's temperature."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], self.read(inputs)], dim=1)
@@ -141,7 +143,7 @@ class MixedTrainer(RolloutTrainer):
         """Which of the completions' tokens the model reads: those that are in the loss."""
         return inputs["completion_mask"]
 
-    def loss(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         recipe = self.recipe
         logps, entropies = self.scores(model, inputs)
         policy, likelihood = inputs["policy"], inputs["likelihood"]
@@ -180,7 +182,9 @@ class MixedTrainer(RolloutTrainer):
         sums[0] += float((values.detach() * among).sum())
         sums[1] += float(among.sum())
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         return self.loss(model, inputs)
 
     def after_step(self, step: int) -> None:

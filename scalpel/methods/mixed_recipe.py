@@ -9,16 +9,16 @@ Defaults are those of the methods' own code, most of it forks of verl: LUFFY (El
 from __future__ import annotations
 
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scalpel.config.training import TrainSettings
 from scalpel.config.types import Positive, Rate, Tokens
 from scalpel.cost.amount import HALF, Amount, product
 from scalpel.errors import UserError
 from scalpel.methods.method import Method, RowSizes, Work
-from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_steps_fed
+from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_steps_fed, scored_work
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Clip = Annotated[float, Field(ge=0, le=1000)]
@@ -62,6 +62,12 @@ class MixedRecipe(RolloutRecipe):
     entropy_coefficient: Weight = 1e-3
     scale_rewards: Literal["group", "none"] = "none"
 
+    @model_validator(mode="after")
+    def _clipped(self) -> MixedRecipe:
+        if self.epsilon_high is not None and self.epsilon is None:
+            raise ValueError("epsilon_high is the upper bound of a clip that is off without `epsilon`; give both")
+        return self
+
     @property
     def traces_per_question(self) -> int:
         """Rows of a step, beside the `generations` of each question, that are its trace."""
@@ -81,12 +87,13 @@ def accumulation(recipe: MixedRecipe, sequences_per_device: int, ranks: int) -> 
 class MixedMethod(Method):
     """A declaration's common part. Ranks may hold unequal numbers of rows."""
 
+    version = 2  # 2: rewards by scalpel/grading's wider rule
     samples = True
     accumulation = staticmethod(accumulation)
     steps_fed = staticmethod(rollout_steps_fed)
 
     @staticmethod
-    def check(recipe: MixedRecipe, settings: TrainSettings) -> None:
+    def check(recipe: Any, settings: TrainSettings) -> None:
         check_writers(recipe, settings)
 
 
@@ -118,10 +125,3 @@ def mixed_work(recipe: MixedRecipe, rows: RowSizes, own: int, traces: float, wri
     sampled = product(questions, own, completion_tokens(recipe), written)
     sampled = sampled / recipe.iterations if recipe.iterations > 1 else sampled
     return Work(trained, sampled, scored_work(recipe, trained))
-
-
-def scored_work(recipe: RolloutRecipe, trained: Amount) -> Amount | None:
-    """Forward passes alone: log-probabilities of the old policy where a batch is used again, of the start where KL
-    is taken."""
-    passes = (recipe.updates * recipe.iterations > 1) + bool(getattr(recipe, "beta", 0.0))
-    return product(passes, trained) / recipe.iterations if passes else None

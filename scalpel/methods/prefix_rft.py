@@ -6,7 +6,7 @@ scheduler/global_step.py); the configuration of the published runs is not in it,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -32,7 +32,7 @@ class PrefixRFTRecipe(MixedRecipe):
     estimator: Literal["group", "split", "prefix"] = "group"
 
     @model_validator(mode="after")
-    def _several_plain(self):
+    def _several_plain(self) -> Self:
         if self.generations < 3:
             raise ValueError("generations must be 3 at least: one continues the trace, the others need a mean")
         return self

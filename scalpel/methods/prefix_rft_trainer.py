@@ -9,13 +9,15 @@ micro-batch decides what is learnt.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from scalpel.methods.decay import cosine
 from scalpel.methods.mixed import MixedTrainer, entries
-from scalpel.methods.rollouts import MIXED, OWN, Ask
+from scalpel.methods.prefix_rft import PrefixRFTRecipe
+from scalpel.methods.rollouts import MIXED, OWN, Ask, Rollout
 from scalpel.methods.token_losses import highest, surrogate
 
 HYBRID = 1  # tag of its random numbers
@@ -29,6 +31,7 @@ class PrefixRFTTrainer(MixedTrainer):
         "prefix/accuracy": "hybrid_accuracy",
         "prefix/learnt": "prefix_learnt",
     }
+    recipe: PrefixRFTRecipe
 
     @property
     def low(self) -> float:
@@ -36,7 +39,7 @@ class PrefixRFTTrainer(MixedTrainer):
         recipe = self.recipe
         return cosine(self.batch_number, recipe.low_steps, recipe.low_first, recipe.low_last)
 
-    def write(self, batch):
+    def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
         plain = self.own([Ask(position, row, self.recipe.generations - 1) for position, row in batch])
         asks = [Ask(position, row, 1, self.prefix(position, row), None, (HYBRID,)) for position, row in batch]
         for group, (hybrid,) in zip(plain, self.own(asks), strict=True):
@@ -51,7 +54,7 @@ class PrefixRFTTrainer(MixedTrainer):
         tokens = max(int(share * len(trace)), recipe.least_prefix)
         return trace[: min(tokens, len(trace) - 1, recipe.max_completion_tokens - 1)]
 
-    def credit(self, groups):
+    def credit(self, groups: list[list[Rollout]]) -> None:
         """Sets `prefix_advantages` of hybrids by their position, where they are not the completion's."""
         super().credit(groups)
         if self.recipe.estimator == "group":
@@ -66,15 +69,15 @@ class PrefixRFTTrainer(MixedTrainer):
             split = self.recipe.estimator == "split"
             hybrid.advantage, hybrid.prefix_advantage = (reward, reward - mean) if split else (0.0, -mean)
 
-    def tensors(self, rollouts):
+    def tensors(self, rollouts: list[Rollout]) -> dict[str, Any]:
         of = [r.advantage if r.prefix_advantage is None else r.prefix_advantage for r in rollouts]
         found = torch.tensor([value or 0.0 for value in of], device=self.accelerator.device)
         return super().tensors(rollouts) | {"prefix_advantages": found}
 
-    def advantages(self, inputs):
+    def advantages(self, inputs: dict[str, Any]) -> torch.Tensor:
         return torch.where(inputs["expert"], inputs["prefix_advantages"][:, None], inputs["advantages"][:, None])
 
-    def policy_terms(self, logps, entropies, inputs):
+    def policy_terms(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         own, prefix = super().policy_terms(logps, entropies, inputs), inputs["expert"] & inputs["policy"]
         learnt = highest(entropies.detach(), prefix, self.recipe.entropy_share)
         self.record("prefix/learnt", learnt, prefix)
@@ -83,7 +86,7 @@ class PrefixRFTTrainer(MixedTrainer):
             own = torch.where(prefix, surrogate(logps, old, self.advantages(inputs), None, None), own)
         return own * (learnt | ~prefix)
 
-    def metrics(self, groups):
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
         hybrids = [rollout for group in groups for rollout in group if rollout.origin == MIXED]
         right = [r.rewards["accuracy"] for r in hybrids if r.rewards["accuracy"] is not None]
         found = super().metrics([[r for r in group if r.origin == OWN] for group in groups]) | {"prefix/low": self.low}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Ranks(NamedTuple):
     """This process among the run's ranks."""
 
     rank: int = 0
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
 
     @classmethod
     def here(cls) -> Ranks:
@@ -30,7 +30,7 @@ class Ranks(NamedTuple):
 
         return gather_object(items)
 
-    def from_first(self, value):
+    def from_first(self, value: Any) -> Any:
         """What rank 0 holds."""
         if self.count == 1:
             return value

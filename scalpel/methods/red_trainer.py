@@ -3,9 +3,13 @@ weight of the step, from the changes of entropy, and one of the question, from i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from scalpel.methods.mixed import DemonstrationTrainer, entries
+from scalpel.methods.red import REDRecipe
+from scalpel.methods.rollouts import Rollout
 
 
 class REDTrainer(DemonstrationTrainer):
@@ -15,8 +19,9 @@ class REDTrainer(DemonstrationTrainer):
         "red/traces": "trace_entropy",
         "red/own": "own_entropy",
     }
+    recipe: REDRecipe
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.entropies: dict[str, float] = {}  # of the step before, on traces and on own completions
         self.changes: dict[str, float] = {}  # moving averages of their changes, from step to step
         super().__init__(*args, **kwargs)
@@ -29,7 +34,7 @@ class REDTrainer(DemonstrationTrainer):
         traces, own = self.changes["red/traces"], self.changes["red/own"]
         return min(max(traces / own if own else recipe.most_weight, recipe.least_weight), recipe.most_weight)
 
-    def credit(self, groups):
+    def credit(self, groups: list[list[Rollout]]) -> None:
         super().credit(groups)
         for group in groups:
             right = [r.rewards["accuracy"] for r in group if r.rewards["accuracy"] is not None]
@@ -37,21 +42,21 @@ class REDTrainer(DemonstrationTrainer):
             trace = self.demonstrate(group, group[0].position, group[0].row)
             trace.weight = self.recipe.accuracy_base ** (1 - 2 * accuracy)
 
-    def tensors(self, rollouts):
+    def tensors(self, rollouts: list[Rollout]) -> dict[str, Any]:
         weights = torch.tensor([rollout.weight for rollout in rollouts], device=self.accelerator.device)
         return super().tensors(rollouts) | {"weights": weights}
 
-    def likelihood_weight(self):
+    def likelihood_weight(self) -> float:
         return self.recipe.sft_weight * self.entropy_weight
 
-    def likelihood_weights(self, logps, entropies, inputs):
+    def likelihood_weights(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         self.record("red/traces", entropies, inputs["likelihood"])
         self.record("red/own", entropies, inputs["policy"])
         weights = inputs["weights"][:, None].expand_as(logps)
         self.record("red/accuracy", weights, inputs["likelihood"])
         return weights
 
-    def after_step(self, step):
+    def after_step(self, step: int) -> None:
         self.measure({"red/weight": self.entropy_weight})
         super().after_step(step)
         memory = self.recipe.entropy_memory
@@ -64,10 +69,10 @@ class REDTrainer(DemonstrationTrainer):
                 self.changes[name] = memory * self.changes.get(name, change) + (1 - memory) * change
             self.entropies[name] = now
 
-    def kept(self):
+    def kept(self) -> dict[str, Any]:
         return super().kept() | {"entropies": self.entropies, "changes": self.changes}
 
-    def restore(self, kept):
+    def restore(self, kept: dict[str, Any]) -> None:
         super().restore(kept)
         self.entropies, self.changes = kept["entropies"], kept["changes"]
 

@@ -49,6 +49,7 @@ def interleaved_work(recipe: InterleavedRecipe, rows: RowSizes) -> Work:
 
 
 class InterleavedMethod(MixedMethod):
+    state_bytes = 24  # a second optimizer's moments
     work = staticmethod(interleaved_work)
 
     @staticmethod

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from scalpel.methods.interleaved_trainer import InterleavedTrainer
 from scalpel.methods.mixed import entries
+from scalpel.methods.rollouts import Rollout
 
 
 class ReLIFTTrainer(InterleavedTrainer):
-    def is_hard(self, group):
+    def is_hard(self, group: list[Rollout]) -> bool:
         return all(rollout.rewards["accuracy"] == 0.0 for rollout in group)
 
 

@@ -51,7 +51,15 @@ def rollout_work(recipe: RolloutRecipe, rows: RowSizes) -> Work:
     length = product(recipe.max_completion_tokens, HALF)
     written = product(completions, length)
     written = written / recipe.iterations if recipe.iterations > 1 else written
-    return Work(product(completions, Amount.of(rows.prompt_tokens) + length), written)
+    trained = product(completions, Amount.of(rows.prompt_tokens) + length)
+    return Work(trained, written, scored_work(recipe, trained))
+
+
+def scored_work(recipe: RolloutRecipe, trained: Amount) -> Amount | None:
+    """Forward passes alone: log-probabilities of the old policy where a batch is used again, of the start where KL
+    is taken."""
+    passes = (recipe.updates * recipe.iterations > 1) + bool(getattr(recipe, "beta", 0.0))
+    return product(passes, trained) / recipe.iterations if passes else None
 
 
 def micro_batch_size(recipe: RolloutRecipe, sequences_per_device: int, ranks: int = 1) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, cast
 
 import pyarrow as pa
 import torch
@@ -169,8 +169,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
     columns = COLUMNS
 
     def __init__(
-        self, run: TrainingRun, questions: Questions, steps: list[list[int]], model, tokenizer, grader: Grader,
-        journals: Journals, saving: Saving, config: dict[str, Any],
+        self, run: TrainingRun, questions: Questions, steps: list[list[int]], model: Any, tokenizer: Any,
+        grader: Grader, journals: Journals, saving: Saving, config: dict[str, Any],
     ):  # fmt: skip
         recipe: RolloutRecipe = run.recipe
         self.run, self.recipe, self.rows, self.grader, self.ranks = run, recipe, questions.rows, grader, Ranks.here()
@@ -221,7 +221,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """The rollouts of a question that the update learns from."""
         return group
 
-    def loss(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+    def loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Loss of one micro-batch (`tensors` says what is in it), scaled so that micro-batches and ranks add up."""
         return super()._compute_loss(model, inputs)
 
@@ -252,13 +252,16 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             Request(prompt + ask.prefix, (self.run.seed, ask.position, *ask.tag), ask.samples, self.room(ask.prefix))
             for ask, prompt in zip(asks, prompts, strict=True)
         ]
-        sampling = {"temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k}
+        sampling: dict[str, Any] = {
+            "temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k,
+        }  # fmt: skip
         if self.servers:
             weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
             version = self.state.global_step
             found = self.servers.complete(requests, weights, version, **sampling) if self.ranks.first else None
             found = self.ranks.from_first(found)
         else:
+            assert self.engine is not None
             with self.accelerator.autocast(), self.meter.phase(WRITTEN):
                 found = self.ranks.everyone(self.engine.complete(self.ranks.share(requests), **sampling))
         groups = []
@@ -343,7 +346,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
 
     # ------------------------------------------------------------ from rollouts to micro-batches
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoaderShard:
         """The number of each of this rank's micro-batches; what is in it is looked up."""
         numbers = range(self.recipe.steps * self.accumulation)
         return DataLoaderShard(
@@ -409,13 +412,15 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             "advantages": torch.tensor([r.advantage or 0.0 for r in rollouts], device=device),
         }
 
-    def log_probabilities(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+    def log_probabilities(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Log-probabilities of the completions' tokens at the recipe's temperature, (sequences, tokens)."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         return self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])[0]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         self._tokens.append(sum(self.ranks.everyone([int(inputs["completion_mask"].sum())])))
         return self.loss(model, inputs)
 
@@ -457,7 +462,7 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         totals = torch.cat(self.total_rewards(groups))[[r.origin != EXPERT for group in groups for r in group]]
         metrics = {"reward": torch.nanmean(totals).item() if len(totals) else float("nan")}
         for name in self.weights:
-            values = [r.rewards[name] for r in written if r.rewards.get(name) is not None]
+            values = cast("list[float]", [r.rewards[name] for r in written if r.rewards.get(name) is not None])
             metrics[f"rewards/{name}"] = sum(values) / len(values) if values else float("nan")
         if written:
             metrics["completions/length"] = sum(len(r.ids) for r in written) / len(written)
@@ -481,7 +486,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         """The batch of rollouts when steps are still to be made of it."""
         if self.state.global_step % self.per_batch == 0:
             return
-        tensors, kept = {}, []
+        tensors: dict[str, torch.Tensor] = {}
+        kept = []
         for number, update in enumerate(self.batch):
             for place, inputs in enumerate(update.micro_batches):
                 tensors |= {f"{number}.{place}.{name}": value.clone() for name, value in inputs.items()}
@@ -495,12 +501,12 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
         name = BUFFER.format(rank=self.ranks.rank)
         if not (directory / f"{name}.json").is_file():
             return
-        tensors = load_file(directory / f"{name}.safetensors", device=str(self.accelerator.device))
+        tensors = load_file(directory / f"{name}.safetensors")
         kept = json.loads((directory / f"{name}.json").read_text())
         self.batch = [Update([{} for _ in range(item["micro_batches"])], item["metrics"]) for item in kept]
         for key, tensor in tensors.items():
             number, place, what = key.split(".", 2)
-            self.batch[int(number)].micro_batches[int(place)][what] = tensor
+            self.batch[int(number)].micro_batches[int(place)][what] = tensor.to(self.accelerator.device)
 
 
 def arguments(
@@ -530,7 +536,7 @@ def trl_rollout_config(run: TrainingRun, steps: int, config: dict[str, Any], gpu
     return GRPOConfig, arguments(run, steps, accumulation, config, gpu)
 
 
-def _unused(*_args, **_kwargs):
+def _unused(*_args: Any, **_kwargs: Any) -> NoReturn:
     raise AssertionError("rewards are given in RolloutTrainer.score")
 
 
@@ -540,7 +546,9 @@ def schedule(recipe: RolloutRecipe, questions: Questions) -> list[list[int]]:
     return by_count(questions.ordered, recipe.questions_per_step, batches * recipe.updates)
 
 
-def check_room(model, tokenizer, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe) -> None:
+def check_room(
+    model: Any, tokenizer: Any, rows: dict[int, dict], steps: list[list[int]], recipe: RolloutRecipe
+) -> None:
     """UserError when the longest prompt and completion exceed the model's positions."""
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(rows[row]["prompt_tokens"] for step in steps for row in step)
@@ -591,7 +599,7 @@ def train_rollouts(run: TrainingRun, trainer: type[RolloutTrainer], config: dict
         write_log(log, spent(recipe, journals, model, len(log)), run.out)
 
 
-def spent(recipe: RolloutRecipe, journals: Journals, model, steps: int) -> list[dict]:
+def spent(recipe: RolloutRecipe, journals: Journals, model: Any, steps: int) -> list[dict]:
     """What each step cost: questions first asked in it, tokens trained on, tokens written, FLOPs."""
     per_batch = recipe.updates * recipe.iterations
     found = [dict.fromkeys(("tokens", "written", "read"), 0) for _ in range(steps)]

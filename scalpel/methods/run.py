@@ -26,6 +26,7 @@ def train_job(job: Job, settings: TrainSettings) -> None:
     if "layers" in job.inputs:
         from scalpel.analysis.trace import layers_above
 
+        assert trainable.freeze_mlp_above is not None
         layers = layers_above(job.file("layers", "aie.parquet"), trainable.freeze_mlp_above)
         trainable = Trainable(freeze_mlp_layers=tuple(layers))
     run = TrainingRun(

@@ -38,6 +38,7 @@ class SASR(MixedMethod):
         """After the warm-up as many batches of SFT as `chance` says, else half of them."""
         whole = mixed_work(recipe, rows, recipe.generations, 0)
         traces = mixed_work(recipe, rows, 0, 1).trained
+        assert whole.written is not None
         batches = recipe.steps / (recipe.updates * recipe.iterations)
         warm = min(1.0, recipe.warmup_batches / batches)
         sft = warm + (1 - warm) * (0.5 if recipe.chance is None else recipe.chance)

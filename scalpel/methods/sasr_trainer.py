@@ -3,17 +3,22 @@ of SFT nothing is written."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from scalpel.methods.mixed import DemonstrationTrainer, entries
+from scalpel.methods.rollouts import Rollout
+from scalpel.methods.sasr import SASRRecipe
 
 COIN = 2  # tag of its random numbers
 
 
 class SASRTrainer(DemonstrationTrainer):
     columns = DemonstrationTrainer.columns | {"sasr/chance": "sft_chance", "sasr/sft": "sft_batch"}
+    recipe: SASRRecipe
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.sft = False  # whether the batch at hand is learnt from its traces
         self.warmup_norm: float | None = None  # of the gradient, in the last SFT step of the warm-up
         self.last_norm: float | None = None  # and in the last SFT step
@@ -29,32 +34,33 @@ class SASRTrainer(DemonstrationTrainer):
             return recipe.chance
         if not self.last_norm:
             return 0.0
+        assert self.warmup_norm is not None
         return self.last_norm / (self.last_norm + recipe.gamma * self.warmup_norm)
 
-    def write(self, batch):
+    def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
         self.sft_chance = self.chance
         self.sft = np.random.default_rng((self.run.seed, self.batch_number, COIN)).random() < self.sft_chance
         if not self.sft:
             return super().write(batch)
-        groups = [[] for _ in batch]
+        groups: list[list[Rollout]] = [[] for _ in batch]
         for group, (position, row) in zip(groups, batch, strict=True):
             self.demonstrate(group, position, row)
         return groups
 
-    def metrics(self, groups):
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
         return super().metrics(groups) | {"sasr/chance": self.sft_chance, "sasr/sft": float(self.sft)}
 
-    def after_log(self, logs):
+    def after_log(self, logs: dict[str, Any]) -> None:
         super().after_log(logs)
         if self.sft and logs.get("grad_norm") is not None:
             self.last_norm = float(logs["grad_norm"])
             if (self.state.global_step - 1) // self.per_batch < self.recipe.warmup_batches:
                 self.warmup_norm = self.last_norm
 
-    def kept(self):
+    def kept(self) -> dict[str, Any]:
         return super().kept() | {"sft": bool(self.sft), "norms": [self.warmup_norm, self.last_norm]}
 
-    def restore(self, kept):
+    def restore(self, kept: dict[str, Any]) -> None:
         super().restore(kept)
         self.sft, (self.warmup_norm, self.last_norm) = kept["sft"], kept["norms"]
 

@@ -60,9 +60,13 @@ def _steps(ordered: np.ndarray, weights: dict[int, int], enough: int, steps: int
     A step that goes across the end of an epoch may meet a row that it holds already: that one is put off to the next
     step, so that no step holds a row twice unless it is larger than an epoch.
     """
-    left, found = deque(ordered.tolist()), []
+    left: deque[int] = deque(ordered.tolist())
+    found: list[list[int]] = []
     while left and (steps is None or len(found) < steps):
-        rows, held, put_off, total = [], set(), deque(), 0
+        rows: list[int] = []
+        held: set[int] = set()
+        put_off: deque[int] = deque()
+        total = 0
         while total < enough and (left or put_off):
             again = len(held) == len(weights)  # every row is in the step: it begins over
             if put_off and (again or not left):

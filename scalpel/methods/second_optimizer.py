@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ class SecondOptimizer:
     collective of all ranks.
     """
 
-    def __init__(self, trainer, learning_rate: float, weight_decay: float, max_grad_norm: float):
+    def __init__(self, trainer: Any, learning_rate: float, weight_decay: float, max_grad_norm: float):
         """UserError under ZeRO-2, whose first optimizer owns gradients and parameters."""
         if trainer.is_deepspeed_enabled:
             raise UserError(
@@ -50,6 +51,7 @@ class SecondOptimizer:
         entry keeps its value.
         """
         self._make()
+        assert self.optimizer is not None
         total, accelerator = 0.0, self.trainer.accelerator
         for loss in losses:
             accelerator.backward(loss * accelerator.gradient_accumulation_steps)
@@ -73,7 +75,7 @@ class SecondOptimizer:
             self.optimizer = torch.optim.AdamW(self.parameters.values(), **self.options)
         if self.saved:
             path, self.saved = self.saved, None
-            state = torch.load(path, map_location=self.trainer.accelerator.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             if not self.sharded:
                 return self.optimizer.load_state_dict(state)
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict

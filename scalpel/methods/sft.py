@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,7 @@ class SFTRecipe(MethodRecipe):
         return self.micro_batches == "all" and self.loss_mean == "token"
 
     @model_validator(mode="after")
-    def _one_length(self):
+    def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
         if self.epoch_rest == "dropped" and (self.steps or self.matching == "tokens"):
@@ -50,7 +50,7 @@ class SFTRecipe(MethodRecipe):
         return self
 
     @model_validator(mode="after")
-    def _layout(self):
+    def _layout(self) -> Self:
         """A layout on which the bug shows; none where there is no bug."""
         ranks, accumulation = self.emulated_ranks, self.emulated_accumulation
         if self.right and ranks * accumulation > 1:
@@ -75,6 +75,7 @@ class SFT(Method):
     def work(recipe: SFTRecipe, rows: RowSizes) -> Work:
         mean = Amount.of(rows.tokens) if rows.tokens else product(recipe.max_tokens, HALF)
         if not recipe.steps:
+            assert recipe.epochs is not None
             return Work(product(rows.count, recipe.epochs, mean))
         per_step = {
             "sequences": product(recipe.sequences_per_step, mean),

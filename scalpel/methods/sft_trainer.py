@@ -52,12 +52,13 @@ def schedule(recipe: SFTRecipe, questions: Questions) -> list[list[int]]:
         return by_tokens(ordered, lengths, recipe.tokens_per_step, recipe.steps)
     size = recipe.sequences_per_step if recipe.matching == "sequences" else recipe.questions_per_step
     if recipe.epoch_rest == "dropped":
+        assert recipe.epochs is not None
         epochs = [questions.ordered[questions.epochs == number] for number in range(recipe.epochs)]
         return [step for rows in epochs for step in by_count(rows, size, len(rows) // size)]
     return by_count(ordered, size, recipe.steps)
 
 
-def tokenized(tokenizer, rows: dict[int, dict], used: list[int], recipe: SFTRecipe) -> Dataset:
+def tokenized(tokenizer: Any, rows: dict[int, dict], used: list[int], recipe: SFTRecipe) -> Dataset:
     """One example per row: row, input_ids (int32), trained_from (the first place that is trained on)."""
     ids, trained_from = [], []
     for row in used:

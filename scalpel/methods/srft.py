@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from scalpel.methods.method import RowSizes, Work
 from scalpel.methods.mixed_recipe import MixedMethod, MixedRecipe, Weight, mixed_work
@@ -29,6 +29,12 @@ class SRFTRecipe(MixedRecipe):
     own_term: Literal["log", "probability", "ratio"] = "log"  # srft_type: paper, exp, classic_rl
     shaping: Literal["shaped", "ratio", "log"] = "shaped"
     gamma: Annotated[float, Field(gt=0, le=100)] = 0.1
+
+    @field_validator("epsilon", "epsilon_high")
+    @classmethod
+    def _unclipped(cls, value: float | None) -> None:
+        if value is not None:
+            raise ValueError("in SRFT, which clips no ratio, it must be null")
 
 
 class SRFT(MixedMethod):

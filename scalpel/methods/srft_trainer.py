@@ -9,33 +9,37 @@ H is the mean entropy over a sequence's tokens and takes no gradient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from scalpel.methods.luffy_trainer import LUFFYTrainer
 from scalpel.methods.mixed import MixedTrainer, entries
-from scalpel.methods.rollouts import EXPERT, Ask
+from scalpel.methods.rollouts import EXPERT, Ask, Rollout
+from scalpel.methods.srft import SRFTRecipe
 
 
 class SRFTTrainer(LUFFYTrainer):
     columns = LUFFYTrainer.columns | {"srft/sft": "sft_weight", "srft/rl": "rl_weight", "srft/H": "sequence_entropy"}
+    recipe: SRFTRecipe  # type: ignore[assignment]  # which has what `off_policy` reads of LUFFY's
 
-    def write(self, batch):
+    def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
         groups = self.own([Ask(position, row, self.recipe.generations - 1) for position, row in batch])
         for (position, row), group in zip(batch, groups, strict=True):
             group.append(self.expert(position, row, len(group)))
         return groups
 
-    def baseline(self, group):
+    def baseline(self, group: list[Rollout]) -> list[bool]:
         return MixedTrainer.baseline(self, group)
 
-    def by_likelihood(self, rollout):
+    def by_likelihood(self, rollout: Rollout) -> range:
         return range(len(rollout.ids)) if rollout.origin == EXPERT else range(0)
 
-    def tensors(self, rollouts):
+    def tensors(self, rollouts: list[Rollout]) -> dict[str, Any]:
         right = [rollout.rewards.get("accuracy") == 1.0 for rollout in rollouts]
         return super().tensors(rollouts) | {"right": torch.tensor(right, device=self.accelerator.device)}
 
-    def mean_entropy(self, entropies, inputs):
+    def mean_entropy(self, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """H of each sequence, (sequences, 1)."""
         learnt = inputs["policy"] | inputs["likelihood"]
         before = self.step_means.get("entropy")
@@ -43,7 +47,7 @@ class SRFTTrainer(LUFFYTrainer):
             return torch.full_like(entropies[:, :1], before)
         return ((entropies * learnt).sum(1) / learnt.sum(1).clamp(min=1)).detach()[:, None]
 
-    def policy_terms(self, logps, entropies, inputs):
+    def policy_terms(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         recipe, h = self.recipe, self.mean_entropy(entropies, inputs)
         old = inputs.get("old_per_token_logps", logps.detach())
         of = {"log": logps, "probability": logps.exp(), "ratio": (logps - old).exp()}[recipe.own_term]
@@ -54,7 +58,7 @@ class SRFTTrainer(LUFFYTrainer):
         self.record("srft/H", h.expand_as(logps), inputs["policy"])
         return torch.where(inputs["expert"], recipe.demonstration_weight * self.off_policy(logps, inputs), own)
 
-    def likelihood_weights(self, logps, entropies, inputs):
+    def likelihood_weights(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         weight = self.recipe.sft_scale * (self.recipe.sft_exponent * self.mean_entropy(entropies, inputs)).exp()
         self.record("srft/sft", weight.expand_as(logps), inputs["likelihood"])
         return weight

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class Journal:
         with open(self.path, "a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
-    def rows(self):
+    def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, one after the other."""
         with open(self.path) as lines:
             yield from map(json.loads, lines)

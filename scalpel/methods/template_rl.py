@@ -9,7 +9,7 @@ No public code was found.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,7 @@ class TemplateRLRecipe(MixedRecipe):
     mean_over: Literal["question", "template"] = "question"  # advantages
 
     @model_validator(mode="after")
-    def _even(self):
+    def _even(self) -> Self:
         if self.templates and self.generations % min(self.per_question, len(self.templates)):
             raise ValueError("generations must be a multiple of the templates per question")
         if "{problem}" not in self.prompt:

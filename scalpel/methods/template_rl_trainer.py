@@ -7,14 +7,15 @@ import re
 
 from scalpel.chat import token_ids
 from scalpel.methods.mixed import MixedTrainer, entries
-from scalpel.methods.rollouts import Ask
-from scalpel.methods.template_rl import Template
+from scalpel.methods.rollouts import Ask, Rollout
+from scalpel.methods.template_rl import Template, TemplateRLRecipe
 
 COUNTED = {"numbers": r"\d+(?:[.,]\d+)*", "sentences": r"[^.!?]+[.!?]"}
 
 
 class TemplateRLTrainer(MixedTrainer):
     columns = MixedTrainer.columns | {"template/distance": "template_distance", "template/tokens": "template_tokens"}
+    recipe: TemplateRLRecipe
 
     def conditions(self, row: int) -> int:
         return len(re.findall(COUNTED[self.recipe.conditions], self.rows[row]["problem"]))
@@ -29,7 +30,7 @@ class TemplateRLTrainer(MixedTrainer):
         parts = {"problem": self.rows[row]["problem"], "template": template.text}
         return token_ids(self.processing_class, self.recipe.prompt.format(**parts))
 
-    def write(self, batch):
+    def write(self, batch: list[tuple[int, int]]) -> list[list[Rollout]]:
         if not self.recipe.templates:
             return super().write(batch)
         groups = []
@@ -44,14 +45,14 @@ class TemplateRLTrainer(MixedTrainer):
                 rollout.sample = sample
         return joined
 
-    def credit(self, groups):
+    def credit(self, groups: list[list[Rollout]]) -> None:
         """Over all completions of a question, or over those of each of its templates."""
         if self.recipe.mean_over == "question" or not self.recipe.templates:
             return super().credit(groups)
         size = self.recipe.generations // min(self.recipe.per_question, len(self.recipe.templates))
         super().credit([group[i : i + size] for group in groups for i in range(0, len(group), size)])
 
-    def metrics(self, groups):
+    def metrics(self, groups: list[list[Rollout]]) -> dict[str, float]:
         found = super().metrics(groups)
         if not self.recipe.templates:
             return found

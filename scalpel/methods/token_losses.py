@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def surrogate(logps: Tensor, old: Tensor, advantages: Tensor, low: float | None, high: float | None) -> Tensor:
@@ -14,6 +15,7 @@ def surrogate(logps: Tensor, old: Tensor, advantages: Tensor, low: float | None,
     ratio = (logps - old).exp()
     if low is None:
         return -ratio * advantages
+    assert high is not None
     return -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
@@ -21,6 +23,7 @@ def is_clipped(logps: Tensor, old: Tensor, advantages: Tensor, low: float | None
     """Where the clip of `surrogate` takes the gradient away."""
     if low is None:
         return torch.zeros_like(logps, dtype=torch.bool)
+    assert high is not None
     ratio = (logps - old).exp()
     return ((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))
 

@@ -39,7 +39,7 @@ def tracking_arguments(tracking: str, out: Path) -> dict[str, Any]:
         os.environ.update(WANDB_RUN_ID=out.name.rpartition("-")[2], WANDB_RESUME="allow", WANDB_LOG_MODEL="false")
         os.environ.setdefault("WANDB_PROJECT", PROJECT)
         os.environ.setdefault("WANDB_DIR", str(logs))
-    found = {"report_to": tracking, "run_name": out.name}
+    found: dict[str, Any] = {"report_to": tracking, "run_name": out.name}
     if tracking == "trackio":  # by default it would be copied to a Space of the hub when the run ends
         found |= {"project": PROJECT, "trackio_space_id": None, "trackio_static_space_id": False}
     return found

@@ -5,11 +5,15 @@ are *not* special: TRL decodes completions without special tokens, and tags that
 constant system prompt is one added token, so that the toy's short context is not spent on it.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,12 +26,16 @@ from scalpel.config.models import ToyModelRecipe
 from scalpel.errors import UserError
 from scalpel.methods.state import COMPLETE, file_digest
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
 SAVE_SECONDS = 20.0  # between two states
 END, PAD = "<|endoftext|>", "<|pad|>"
 TAGS = ("<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>", "<answer>", "</answer>")
 
 
-def train_tokenizer(texts, vocab_size: int, template: str):
+def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str) -> PreTrainedTokenizerFast:
     """A PreTrainedTokenizerFast with this chat template; `vocab_size` counts the added tokens too."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +66,7 @@ def train_tokenizer(texts, vocab_size: int, template: str):
 
 
 def train_base(
-    recipe: ToyModelRecipe, world: Path, out: Path, threads: int, template: str, edits: dict | None = None
+    recipe: ToyModelRecipe, world: Path, out: Path, threads: int, template: str | None, edits: dict | None = None
 ) -> None:
     """Write out/model/ and out/pretraining_log.parquet (step, loss, learning_rate).
 
@@ -141,7 +149,7 @@ class State:
     The order of the texts follows from the recipe's seed and the step, and nothing else is random.
     """
 
-    def __init__(self, folder: Path, model, optimizer):
+    def __init__(self, folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer):
         self.folder, self.model, self.optimizer = folder, model, optimizer
 
     def save(self, log: list[dict]) -> None:
@@ -173,6 +181,7 @@ class State:
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"{self.folder} is incomplete or damaged ({error}): starting over", file=sys.stderr, flush=True)
             return []
+        moments: dict[int, dict[str, torch.Tensor]]
         tensors, moments = load_file(path), {}
         weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
         for key, tensor in tensors.items():
@@ -185,19 +194,19 @@ class State:
         return complete["log"]
 
 
-def _text(tokenizer, row: dict) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, row: dict) -> str:
     if row["question"] is None:
         return END + row["text"] + END
     return render(tokenizer, row["question"], row["text"])
 
 
-def _batches(documents: list[list[int]], recipe: ToyModelRecipe):
+def _batches(documents: list[list[int]], recipe: ToyModelRecipe) -> Iterator[list[list[int]]]:
     """`steps` batches of packed documents, (batch_size, sequence_length + 1) token ids; seeded order."""
     rng = random.Random(recipe.seed)
     length = recipe.sequence_length + 1
     buffer: list[int] = []
 
-    def sequences():
+    def sequences() -> Iterator[list[int]]:
         while True:
             for index in rng.sample(range(len(documents)), len(documents)):
                 buffer.extend(documents[index])

@@ -317,6 +317,7 @@ def evaluation(rng: random.Random, name: str, recipe: ToyWorldRecipe, known: lis
     """Rows of one evaluation file, with the columns of the public dataset of that name."""
     top = recipe.max_operand
     if name == "math_500":
+        items: list[tuple[Problem, int]] | list[Problem]
         items = [(problem(rng, top, 1 + i % 2), 1 + i % 2) for i in range(recipe.math_500)]
         return [
             {
