@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+from scalpel.analysis.tensors import open_tensors
 from scalpel.artifact.checking import unchanged
 from scalpel.chat import check_template
 from scalpel.errors import UserError
@@ -32,14 +34,21 @@ def import_model(
 
 
 def _copy(source: Path, weights: list[Path], out: Path, template: str | None, edits: dict) -> None:
+    with ExitStack() as stack:
+        open_tensors(source, stack)  # says which file is damaged
     for path in [source / "config.json", *weights, *source.glob("*.safetensors.index.json")]:
         shutil.copyfile(path, out / path.name)
+    _object(source / "config.json")
     edit_config(out, edits)
     _generation_config(source, out)
 
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{source}: its tokenizer cannot be read ({why[:200]}).") from None
     if tokenizer.eos_token is None:
         raise UserError(f"{source}: the tokenizer lacks an EOS token; training needs it, set it and save it.")
     if tokenizer.pad_token is None:
@@ -64,8 +73,19 @@ def edit_config(directory: Path, edits: dict) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _object(path: Path) -> dict:
+    """The JSON object in a file of the user's."""
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise UserError(f"{path} holds no JSON object; save the model again.")
+
+
 def _generation_config(source: Path, out: Path) -> None:
     """The model's generation_config.json with sampling on: LightEval does not sample without do_sample."""
     path = source / "generation_config.json"
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    content = _object(path) if path.is_file() else {}
     (out / "generation_config.json").write_text(json.dumps(content | {"do_sample": True}, indent=2) + "\n")

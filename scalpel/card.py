@@ -38,7 +38,10 @@ def shared(plan: Plan, run: Run, step: int | None = None) -> Shared:
     """
     made = run.checkpoints
     if not made.finished(plan.root):
-        raise UserError(f"{made.directory} is not finished; make it by: .venv/bin/snakemake --cores 2 {made.manifest}")
+        raise UserError(
+            f"{made.directory} is not finished; make it by: .venv/bin/snakemake --cores 2 {made.manifest} "
+            f"--config scale={plan.config.scale_name}"
+        )
     there = {item.step: item for item in checkpoints(plan.root / made.directory)}
     if step is None:
         step = max(there)
@@ -143,7 +146,10 @@ def _scores(what: Shared) -> str:
 
 def _made_by(what: Shared) -> str:
     path = what.plan.root / what.run.checkpoints.directory / PROVENANCE
-    made = read_json(path) if path.is_file() else {}
+    try:
+        made = read_json(path) if path.is_file() else {}
+    except UserError:
+        raise UserError(f"{path} is damaged; delete it, and the card leaves out what made the run.") from None
     packages = ", ".join(f"{name} {version}" for name, version in made.get("packages", {}).items())
     commit = f" at commit `{made['commit']}`" if made.get("commit") else ""
     return f"Scalpel{commit}" + (f" with {packages}." if packages else ".")

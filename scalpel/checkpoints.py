@@ -11,7 +11,7 @@ from scalpel.errors import UserError
 
 
 class Checkpoint(NamedTuple):
-    index: int  # 1, 2, ...
+    index: int  # type: ignore[assignment]  # 1, 2, ...
     step: int  # optimizer steps taken
     path: Path  # a directory that from_pretrained reads
 

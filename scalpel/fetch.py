@@ -11,12 +11,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalpel.data.tables import read_rows
 from scalpel.errors import Passing, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 MODEL_FILES = ["*.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt"]
 BELOW = ["*/*"]  # of a model: folders hold other formats of it
@@ -36,11 +40,17 @@ def fetch(recipe: dict, out: Path) -> None:
         return fetch_file(recipe, out)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     repo, revision, model = recipe["repo"], recipe["revision"], recipe["type"] == "model"
+    if revision is None:
+        raise UserError(
+            f"{repo}: no public source names a commit of this dataset; look one up among its commits on the hub and "
+            "give it: `overrides: {datasets: {<its name>: {source: {revision: <40 digits>}}}}`, or the path of a copy."
+        )
+    chosen: dict[str, Any]
     chosen = {"allow_patterns": MODEL_FILES if model else recipe["files"], "ignore_patterns": BELOW if model else None}
-    whose = {"repo_type": recipe["type"], "revision": revision}
+    whose: dict[str, Any] = {"repo_type": recipe["type"], "revision": revision}
     with hub_errors(f"{repo}@{revision[:8]}"):
         entries = HfApi().list_repo_tree(repo, recursive=True, **whose)
         listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
@@ -89,7 +99,7 @@ def fetch_file(recipe: dict, out: Path) -> None:
         to_parquet(target)
 
 
-def check_file(out: Path, name: str, listed) -> None:
+def check_file(out: Path, name: str, listed: RepoFile) -> None:
     """Passing, with the file removed, when it is not the one that the hub's listing names."""
     path = out / name
     if listed.lfs is not None:

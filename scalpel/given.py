@@ -5,6 +5,7 @@ Finding and hashing is the plan's part and needs no torch. Nothing pickled is re
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scalpel.config.study import Config
 from scalpel.errors import UserError
 
 REVISIONS = "revisions.yaml"  # beside config.yaml: "<repo>@<branch>" -> commit hash, written by make resolve
+ADAPTER = "adapter_config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LAYOUTS = (  # how a directory for one step is called, and where the model lies in it
     (re.compile(r"checkpoint-(\d+)"), ("",)),  # transformers, TRL
@@ -26,7 +28,8 @@ LAYOUTS = (  # how a directory for one step is called, and where the model lies 
 
 
 def find_checkpoints(path: Path, where: str) -> dict[int, Path]:
-    """Optimizer step -> model directory below a trainer's output directory; one model alone is step 1.
+    """Optimizer step -> model directory below a trainer's output directory; also the model that it ends with, where it
+    is later than the last checkpoint. One model alone is at the step that its name or trainer_state.json tells, else 1.
 
     Raises UserError naming what is there instead.
     """
@@ -34,25 +37,43 @@ def find_checkpoints(path: Path, where: str) -> dict[int, Path]:
         raise UserError(f"{where}: {path} is not a directory; give a trainer's output directory or a saved model.")
     found: dict[int, Path] = {}
     for entry in sorted(path.iterdir()):
-        for pattern, places in LAYOUTS:
-            match = pattern.fullmatch(entry.name)
-            if match and entry.is_dir():
-                inside = [entry / place for place in places if (entry / place / "config.json").is_file()]
-                found[int(match[1])] = (inside or [entry])[0]
-                break
+        if entry.is_dir() and (step := _step(entry)):
+            found[step[0]] = step[1]
+    end = _last_step(path)
     if found:
-        return found
-    if (path / "config.json").is_file():
-        return {1: path}
+        weights = any(path.glob("*.safetensors")) and (path / "config.json").is_file()
+        return found | ({end: path} if weights and end > max(found) else {})
+    if (path / "config.json").is_file() or (path / ADAPTER).is_file():
+        step = _step(path.resolve())
+        return {step[0] if step else end or 1: path}
     raise UserError(
         f"{where}: {path} holds neither checkpoint-<step> (transformers, TRL) nor global_step_<step> (verl) "
         "directories nor a saved model; name the directories in `checkpoints: {<step>: <path>}`."
     )
 
 
+def _step(directory: Path) -> tuple[int, Path] | None:
+    """The step that a directory is called after, and where the model lies in it."""
+    for pattern, places in LAYOUTS:
+        if match := pattern.fullmatch(directory.name):
+            inside = [directory / place for place in places if (directory / place / "config.json").is_file()]
+            return int(match[1]), (inside or [directory])[0]
+    return None
+
+
+def _last_step(directory: Path) -> int:
+    """The step that the trainer's state of a directory ends with; 0 where there is none."""
+    try:
+        return int(json.loads((directory / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # the log is read later, and what is wrong with it said then
+
+
 def model_files(directory: Path, where: str = "") -> list[Path]:
     """config.json, safetensors weights and other JSON files of a saved model; UserError when it is not one."""
     where = f"{where}: " if where else ""
+    if (directory / ADAPTER).is_file() and not any(directory.glob("model*.safetensors")):
+        raise UserError(f"{where}{directory} holds an adapter alone; merge it into its model and save that.")
     if not (directory / "config.json").is_file():
         raise UserError(f"{where}{directory} holds no config.json; give the directory of a saved Hugging Face model.")
     found = [path for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
@@ -68,6 +89,16 @@ def model_files(directory: Path, where: str = "") -> list[Path]:
             )
         raise UserError(f"{where}{directory} holds no .safetensors weights; convert the model with save_pretrained.")
     return found
+
+
+def tokenizer_files(directory: Path, templates: bool) -> list[Path]:
+    """Files of a saved model's tokenizer that are no JSON, and its chat templates, if they are asked for."""
+    found = [
+        path for path in directory.iterdir() if path.suffix == ".model" or path.name in ("merges.txt", "vocab.txt")
+    ]
+    if templates:
+        found += [*directory.glob("*.jinja"), *directory.glob("additional_chat_templates/*.jinja")]
+    return sorted(found)
 
 
 def read_revisions(root: Path) -> dict[str, str]:

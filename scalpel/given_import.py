@@ -29,6 +29,7 @@ COLUMNS = {  # names in the logs of transformers and TRL -> names in log.parquet
     "entropy": "entropy",
     "mean_token_accuracy": "mean_token_accuracy",
     "reward": "reward",
+    "completion_length": "completion_length",  # of TRL before 0.16, which has the next instead
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "truncated_fraction",
 }
@@ -80,24 +81,33 @@ def read_log(path: Path, recipe: dict) -> list[dict]:
         ]
         rows, seen, before = [], 0.0, 0
         for entry in history:
-            row = {"step": entry["step"]} | {new: entry.get(old) for old, new in COLUMNS.items()}
-            rewards = {name.split("/")[1] + "_reward": v for name, v in entry.items() if _is_mean_reward(name)}
+            row = {"step": entry["step"]} | dict.fromkeys(COLUMNS.values())
+            row |= {COLUMNS[old]: value for old, value in entry.items() if old in COLUMNS}
+            rewards = {_reward(name): value for name, value in entry.items() if _is_mean_reward(name)}
             if "reward" not in entry:
                 row["written"] = 0  # supervised: nothing was sampled
             row |= rewards | _sizes(recipe, entry["step"] - before)
             if SEEN in entry and "tokens_per_step" not in recipe:
-                row["tokens"] = entry[SEEN] - seen
+                row["tokens"] = entry[SEEN] - (seen if entry[SEEN] >= seen else 0)  # a resumed run counts from 0
                 seen = entry[SEEN]
             before = entry["step"]
             rows.append(row)
         return rows
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: it holds no log_history; replace it or take it away.") from None
 
 
 def _is_mean_reward(name: str) -> bool:
+    """TRL's ``rewards/<function>/mean``, before 0.16 without the last; those of DPO are of pairs, and others."""
     parts = name.split("/")
-    return len(parts) == 3 and parts[0] == "rewards" and parts[2] == "mean"
+    whole = len(parts) == 3 and parts[2] == "mean"
+    before = len(parts) == 2 and parts[1] not in ("chosen", "rejected", "margins", "accuracies")
+    return parts[0] == "rewards" and (whole or before)
+
+
+def _reward(name: str) -> str:
+    """``accuracy_reward``, whether the function was called so or ``accuracy``."""
+    return name.split("/")[1].removesuffix("_reward") + "_reward"
 
 
 def _sizes(recipe: dict, steps: int = 1) -> dict:
@@ -125,8 +135,10 @@ def _check_config(path: Path, base: Path) -> None:
     """UserError when config.json differs from the base model's where that would change what the weights mean."""
     try:
         mine, theirs = json.loads(path.read_text()), json.loads(base.read_text())
-    except json.JSONDecodeError:
-        raise UserError(f"{path} is not valid JSON; save the model again.") from None
+        if not isinstance(mine, dict):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{path} holds no JSON object; save the model again.") from None
     for field in ALIKE:
         if field in mine and field in theirs and mine[field] != theirs[field]:
             raise UserError(f"{path}: {field} is {mine[field]}, of the base model {theirs[field]}.")

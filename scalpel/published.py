@@ -11,7 +11,10 @@ What is read is JSON, so that it can stand in a recipe: `kl` and `weight_change`
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from scalpel.config.load import read_yaml
 from scalpel.errors import UserError
@@ -37,7 +40,9 @@ def read(path: Path) -> dict:
     if "kl" in named:
         content["kl"] = _kl(path.parent / named["kl"], runs)
     if "weight_change" in named:
-        courses = _weight_change(path.parent / named["weight_change"], runs)
+        table = path.parent / named["weight_change"]
+        written = table.stat().st_mtime_ns if table.is_file() else 0
+        courses = _weight_change(table, tuple(runs.items()), written)
         content["weight_change_trajectories"] = courses
         content["weight_change"] = {
             run: {name: steps[-1] for name, steps in course.items() if name != "steps"}
@@ -55,13 +60,16 @@ def _kl(path: Path, runs: dict[str, str]) -> dict:
             for run in runs.values() if run in found}  # fmt: skip
 
 
-def _weight_change(path: Path, runs: dict[str, str]) -> dict:
+@lru_cache(maxsize=4)  # tens of thousands of rows, which every plan of a process needs
+def _weight_change(path: Path, named: tuple[tuple[str, str], ...], written: int) -> dict:
+    """`written` is when the table was: another time, another table."""
+    runs = dict(named)
     found: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
     for model, step, module, layer, value in _rows(path, COLUMNS["weight_change"]):
         if model in runs:
-            steps = found.setdefault(runs[model], {}).setdefault(module, {})
+            steps: Any = found.setdefault(runs[model], {}).setdefault(module, {})
             steps.setdefault(int(step), {})[int(layer)] = float(value)
-    courses = {}
+    courses: dict[str, dict[str, Any]] = {}
     for run in (run for run in runs.values() if run in found):
         steps = sorted(next(iter(found[run].values())))
         courses[run] = {"steps": steps} | {
@@ -71,7 +79,7 @@ def _weight_change(path: Path, runs: dict[str, str]) -> dict:
     return courses
 
 
-def _rows(path: Path, columns: tuple[str, ...]):
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[list[str]]:
     """The rows below the header; lines that begin with # are comments."""
     try:
         with open(path, newline="", encoding="utf-8") as file:

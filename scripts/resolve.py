@@ -4,6 +4,7 @@ Writes revisions.yaml beside config.yaml, a line for each branch; one that stand
 branch that moved changes nothing by itself. Needs the network.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from scalpel.program import configured, end_with
 
 
 def main() -> int:
-    config = configured()
+    parser = argparse.ArgumentParser(prog="python -m scripts.resolve", description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", help="a scale of workflow/scales; default: config.yaml's")
+    config = configured(parser.parse_args().scale)
     known = read_revisions(Path("."))
     named = {repo: dict.fromkeys(names) for repo, names in branches(config).items()}
     wanted = {repo: [b for b in names if f"{repo}@{b}" not in known] for repo, names in named.items()}

@@ -46,6 +46,14 @@ def test_what_cannot_be_a_base_model_is_named(tiny_base, tmp_path):
         import_model(tiny_base, tmp_path / "out", None, {}, {"config.json": "0" * 64})
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json"])
+def test_a_damaged_file_of_a_model_is_named(name, tiny_base, tmp_path):
+    source = copy(tiny_base, tmp_path / "source")
+    (source / name).write_bytes((source / name).read_bytes()[:40])
+    with pytest.raises(UserError, match=f"{source}.*"):
+        import_model(source, tmp_path / "out", template_text("scalpel_vs_hammer"), {})
+
+
 def test_hub_jsonl_becomes_what_prepare_reads(tmp_path):
     """IFEval lies on the hub as jsonl with nested arguments whose keys differ per row."""
     rows = [

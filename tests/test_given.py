@@ -15,7 +15,7 @@ from scalpel.chat import load_tokenizer
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
 from scalpel.given import find_checkpoints, model_files
-from scalpel.given_import import take_in
+from scalpel.given_import import read_log, take_in
 from scalpel.weights import load_model
 
 
@@ -65,6 +65,44 @@ def test_a_trl_output_directory_becomes_a_run(trl_output, tiny_base, tmp_path):
     assert sum(row["tokens"] for row in log) == max(entry.get("num_tokens", 0) for entry in state)
     weight_change(tiny_base, [(c.step, c.path) for c in found], tmp_path)
     assert set(pq.read_table(tmp_path / "weight_change.parquet").column("step").to_pylist()) == {2, 4}
+
+
+def test_a_log_of_an_older_trl_and_of_a_resumed_run(tmp_path):
+    """rewards/<function> before 0.16; DPO's are no rewards of functions; a resumed SFTTrainer counts tokens from 0."""
+    path = tmp_path / "trainer_state.json"
+    entry = {"loss": 1.0, "reward": 0.7, "completion_length": 250.5, "rewards/accuracy_reward": 0.5,
+             "rewards/format_reward/mean": 0.2, "rewards/chosen": 0.1}  # fmt: skip
+    history = [entry | {"step": step, "num_tokens": tokens} for step, tokens in ((10, 1000), (20, 2000), (30, 900))]
+    path.write_text(json.dumps({"log_history": history}))
+    log = read_log(path, {})
+    assert [row["tokens"] for row in log] == [1000, 1000, 900]
+    rewards = {name: value for name, value in log[0].items() if name.endswith("_reward")}
+    assert rewards == {"accuracy_reward": 0.5, "format_reward": 0.2} and log[0]["completion_length"] == 250.5
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="damaged"):
+        read_log(path, {})
+
+
+def test_which_step_a_model_is_of(tiny_base, tmp_path):
+    output = tmp_path / "output"
+    for place in (output / "checkpoint-100", output / "checkpoint-200", output):
+        shutil.copytree(tiny_base, place, dirs_exist_ok=True)
+    assert find_checkpoints(output / "checkpoint-200", "x") == {200: output / "checkpoint-200"}
+    assert set(find_checkpoints(output, "x")) == {100, 200}, "the model at the end may be that of the last checkpoint"
+    (output / "trainer_state.json").write_text('{"global_step": 200}')
+    assert set(find_checkpoints(output, "x")) == {100, 200}
+    (output / "trainer_state.json").write_text('{"global_step": 250}')
+    assert find_checkpoints(output, "x")[250] == output
+    shutil.rmtree(output / "checkpoint-100")
+    shutil.rmtree(output / "checkpoint-200")
+    assert find_checkpoints(output, "x") == {250: output}
+
+
+def test_an_adapter_is_called_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("x")
+    with pytest.raises(UserError, match="holds an adapter alone; merge it"):
+        [model_files(path) for path in find_checkpoints(tmp_path, "x").values()]
 
 
 def test_weights_are_not_copied_where_they_can_be_linked(trl_output, tiny_base, tmp_path):

@@ -119,6 +119,11 @@ def test_a_file_of_github_is_the_one_that_is_named(hub, tmp_path):
     assert "could not be fetched (ConnectionRefusedError)" in absent.run(SCALPEL_GITHUB="http://127.0.0.1:9")[1]
 
 
+def test_a_dataset_without_a_commit_is_asked_for_one(hub, tmp_path):
+    status, said = Fetch(tmp_path, hub, ROWS, "dataset", None, files=["test/*"]).run()
+    assert status == FINAL and "someone/their-rows: no public source names a commit" in said and "revision:" in said
+
+
 def test_a_broken_download_is_resumed(hub, tmp_path):
     """From the last of the 10 MiB that huggingface_hub keeps at a time."""
     content = random.Random(0).randbytes(12 * 2**20)

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalpel.artifact.checking import checked
 from scalpel.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = Path(__file__).parent / "templates"
 OWN = "own"
@@ -57,7 +60,7 @@ def conversation(question: str, response: str | None = None, system: str | None 
     return messages
 
 
-def load_tokenizer(directory: Path):
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a model, its chat template included.
 
     Raises UserError when the directory holds no tokenizer or one without a template: ids would then differ between
@@ -80,7 +83,7 @@ def load_tokenizer(directory: Path):
     return tokenizer
 
 
-def check_template(tokenizer, where: str) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse a template that the stages cannot work with: the prompt must begin the conversation, EOS must end it.
 
     Raises UserError naming what is wrong.
@@ -100,7 +103,7 @@ def check_template(tokenizer, where: str) -> None:
         )
 
 
-def control_text(tokenizer) -> re.Pattern:
+def control_text(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """What text of a problem or an answer must not hold: it would become a special token or a turn of its own.
 
     These are the tokenizer's special tokens, and what the template marks turns with (``<|user|>``). The think and
@@ -120,18 +123,22 @@ def holds(control: re.Pattern, value: Any) -> bool:
     return isinstance(value, str) and control.search(value) is not None
 
 
-def opening(tokenizer) -> str:
+def opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the template itself lets the assistant's turn begin with, of what the tags' rules look at: ``<think>``."""
     return THINK if render(tokenizer, "?").endswith(THINK) else ""
 
 
-def render(tokenizer, question: str, response: str | None = None, system: str | None = None) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase, question: str, response: str | None = None, system: str | None = None
+) -> str:
     """Text of one exchange; with no response, the prompt that ends in the assistant's turn."""
     return tokenizer.apply_chat_template(
         conversation(question, response, system), tokenize=False, add_generation_prompt=response is None
     )
 
 
-def token_ids(tokenizer, question: str, response: str | None = None, system: str | None = None) -> list[int]:
+def token_ids(
+    tokenizer: PreTrainedTokenizerBase, question: str, response: str | None = None, system: str | None = None
+) -> list[int]:
     """Token ids of `render`. The template writes BOS itself, so nothing is added around it."""
     return tokenizer(render(tokenizer, question, response, system), add_special_tokens=False)["input_ids"]
