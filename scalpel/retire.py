@@ -88,7 +88,7 @@ def _kept_for(plan: Plan, run: Step, busy: dict[str, str]) -> str | None:
 
 def _busy(root: Path) -> dict[str, str]:
     """Directory of a result -> one that is being made from it now, in whatever study."""
-    found = {}
+    found: dict[str, str] = {}
     for path in root.glob(f"{RESULTS}/*/*/{RECIPE}"):
         if not (path.parent / MANIFEST).is_file() and holders(path.parent):
             made = path.parent.relative_to(root).as_posix()

@@ -97,7 +97,8 @@ def _of_step(step: Step, plan: Plan, now: dict, wanted: set[str], waiting: set[s
         return Standing(
             "missing",
             step.directory,
-            f"what was made of it stands; make it again by: {SNAKEMAKE} {step.manifest}",
+            f"what was made of it stands; make it again by: {SNAKEMAKE} {step.manifest} "
+            f"--config scale={plan.config.scale_name}",
         )
     needed = [other for other in (step.inputs | step.gates).values() if not other.finished(plan.root)]
     notes = [_waits_for([f"{other.stage}/{other.name}" for other in needed])] if needed else []
@@ -125,7 +126,10 @@ def _waits_for(names: list[str]) -> str:
 
 def _drift(directory: Path, now: dict) -> str:
     """In which code and packages a finished result was made, if not in these."""
-    made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
+    try:
+        made = read_json(directory / PROVENANCE) if (directory / PROVENANCE).is_file() else {}
+    except UserError:
+        return f"{PROVENANCE} is damaged: it tells when and by what this was made and may be deleted"
     drift = [f"code {made.get('code')}, here {now['code']}"] if made.get("code") != now["code"] else []
     drift += changed_fields(made.get("packages", {}), now["packages"], "package")
     return f"{OTHER_CODE}: {'; '.join(drift)}" if drift else ""

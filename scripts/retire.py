@@ -18,8 +18,9 @@ from scalpel.retire import retirable, retire
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.retire", description=__doc__.splitlines()[0])
     parser.add_argument("--yes", action="store_true", help="remove them; without it nothing is changed")
+    parser.add_argument("--scale", help="a scale of workflow/scales; default: config.yaml's")
     options = parser.parse_args()
-    plan = Plan(configured(), WORKFLOW, Path("."))
+    plan = Plan(configured(options.scale), WORKFLOW, Path("."))
     found = list(retirable(plan))
     for run in found:
         note = f"   [{run.why}]" if run.why else ""

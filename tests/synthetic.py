@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from scalpel.analysis.trace import KINDS, POSITIONS
-from scalpel.artifact.files import read_json
+from scalpel.artifact.files import PROVENANCE, read_json
 from scalpel.artifact.manifest import seal
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.config.load import load, merged
@@ -125,6 +125,7 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         made = {"log.parquet": log, "checkpoints.json": checkpoints_json(steps)}
         made |= {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
         made |= _sequences(STEPS.get(run, 40), recipe["method"] != "sft", rng)
+        made[PROVENANCE] = json.dumps({"step_seconds": [0.5 + step % 3 for step in log["step"]]})
         if "rollouts.parquet" in made:
             made["rollouts.parquet"] = _with_texts(made["rollouts.parquet"], run)
         return made
@@ -136,7 +137,7 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         return {"kl.parquet": _kl(run, rng)}
     if stage == "generate":
         spent = {"read_tokens": 1000, "written_tokens": 5000, "flops": 1e9}
-        return {"drops.csv": DROPS, "spent.json": json.dumps(spent)}
+        return {"drops.csv": DROPS, "kept.parquet": KEPT, "spent.json": json.dumps(spent)}
     if stage == "trace":
         return {"aie.parquet": _aie(rng)}
     if stage == "structure":

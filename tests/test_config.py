@@ -67,6 +67,10 @@ MISTAKES = [
     ),
     ({"overrides": {"evaluation": {"tasks": {"a/b": {}}}}}, "'a/b' is no name"),
     ({"overrides": {"evaluation": {"tasks": {"mmlu": {"group": "a/b"}}}}}, "group: string should match pattern"),
+    ({"overrides": {"methods": {"grop": {}}}}, "no method is named 'grop'; did you mean 'grpo'?"),
+    ({"overrides": {"resources": {"trian": {"mem_mb": 1}}}}, "no stage is named 'trian'; did you mean 'train'?"),
+    ({"studies": ["sft_then_rl"], "overrides": {"methods": {"luffy": {"epsilon_high": 0.3}}}}, "off without `epsilon`"),
+    ({"studies": ["sft_then_rl"], "overrides": {"methods": {"srft": {"epsilon": 0.2}}}}, "ratio, it must be null"),
     ({"overrides": "no"}, "overrides: input should be a valid dictionary, not 'no'"),
 ]  # fmt: skip
 
@@ -142,6 +146,10 @@ def test_yaml_that_is_no_configuration(tmp_path):
     path.write_text(bomb + "i: [" + ", ".join(["*h"] * 2000) + "]\n")
     with pytest.raises(UserError, match="too many aliases"):
         read_yaml(path)
+    for text in ("steps: 2024-02-30", "a: !!int abc", f"a: {'9' * 5000}", f"a: {'[' * 3000}{']' * 3000}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"x\.yaml"):
+            read_yaml(path)
     path.write_text("- a list\n")
     with pytest.raises(UserError, match="not a mapping"):
         read_yaml(path)
@@ -203,6 +211,15 @@ def test_a_study_may_extend_another(tmp_path):
     assert study.runs["sft_matched"].recipe.steps == parent.runs["sft_matched"].recipe.steps
     assert study.exhibits.keys() == parent.exhibits.keys() and study.claims == parent.claims
     assert study.title == "mine" and study.looks["more"].label == "More"
+
+
+def test_a_study_takes_an_exhibit_away_from_the_one_that_it_extends(tmp_path):
+    study = load({"studies": [str(extended(tmp_path, "exhibits:\n  kl: null\n"))]}, WORKFLOW).studies["mine"]
+    assert "kl" not in study.exhibits and "frontier" in study.exhibits
+    path = tmp_path / "alone.yaml"
+    path.write_text("title: alone\nexhibits:\n  kl: null\n")
+    with pytest.raises(UserError, match="exhibits"):
+        load({"studies": [str(path)]}, WORKFLOW)
 
 
 def test_a_study_that_extends_itself_or_nothing_is_refused(tmp_path):

@@ -47,6 +47,26 @@ def row(cost: Cost, stage: str, name: str = "") -> Row:
 # ---------------------------------------------------------------- the model's size
 
 
+@pytest.mark.parametrize("study", ["scalpel_vs_hammer_full", "sft_then_rl", "sft_then_rl_other_model"])
+def test_the_papers_have_a_cost_before_anything_is_fetched(study, tmp_path):
+    cost = estimate(Plan(load({"scale": "cluster", "studies": [study]}, WORKFLOW), WORKFLOW, tmp_path))
+    assert 1000 < cost.gpu_hours < cost.reserved
+    assert {row.stage for row in cost.rows} >= {"fetch", "data", "train", "evaluate", "kl", "weight_change"}
+
+
+def test_two_base_models_of_one_run_s_name(tmp_path):
+    studies = ["sft_then_rl", "sft_then_rl_other_model"]
+    planned = Plan(load({"scale": "cluster", "studies": studies}, WORKFLOW), WORKFLOW, tmp_path)
+    cost = estimate(planned)
+    names = [row.name for row in cost.rows if row.stage == "train"]
+    assert len(names) == len(set(names)) and {"sft.s42 (qwen2_5_math_7b)", "sft.s42 (llama3_1_8b)"} <= set(names)
+    long = row(cost, "train", "luffy")
+    assert 48 < long.longest < 72 and long.again == 2 and long.reserved == 3 * 24 * 8
+    llama = next(s for s in planned.steps.values() if (s.stage, s.name) == ("base", "llama3_1_8b"))
+    shape, _ = shape_of(llama, tmp_path)
+    assert shape.parameters == 8_030_261_248  # the model's own card: 8.03B
+
+
 def test_parameters_of_the_papers_model(tmp_path):
     shape, _ = shape_of(base(plan(tmp_path)), tmp_path)
     assert shape.parameters == pytest.approx(7.30e9, rel=0.01)

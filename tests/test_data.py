@@ -211,6 +211,17 @@ def test_truncated_parquet_is_named(tiny_base, tmp_path):
         open_rows([tmp_path / "rows.parquet"], {}, {}, None)
 
 
+def test_files_that_do_not_all_have_a_column_are_refused(tmp_path):
+    """In either order: one file's rows would be numbered anew, or lack it."""
+    rows = {name: [value] for name, value in row().items() if name != "uuid"}
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    pq.write_table(pa.table(rows), files[0])
+    pq.write_table(pa.table(rows | {"uuid": ["u"]}), files[1])
+    for given in (files, files[::-1]):
+        with pytest.raises(UserError, match="one has the column 'uuid' and the other does not"):
+            open_rows(given, {}, {}, None)
+
+
 def test_other_columns_can_stand_for_the_wanted_ones(tiny_base, tmp_path):
     rows = [{"q": "What is 2 and 3?", "trace": "2 + 3 = 5", "final": "5"}]
     kept, _ = run(

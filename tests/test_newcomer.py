@@ -176,6 +176,28 @@ def test_a_model_without_a_tokenizer_is_refused_when_it_is_planned(scratch, tmp_
         planned({"overrides": {"models": {"toy": {"kind": "local", "path": "bare"}}}})
 
 
+def test_the_digest_of_a_model_follows_its_tokenizer_and_template(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "model")
+    model = {"kind": "local", "path": str(tmp_path / "model"), "chat_template": "own"}
+    digests = []
+    for name in (None, "merges.txt", "tokenizer.model", "chat_template.jinja"):
+        if name:
+            (tmp_path / "model" / name).write_text("other")
+        plan = Plan(load({"overrides": {"models": {"toy": model}}}, WORKFLOW), WORKFLOW, tmp_path)
+        digests.append(plan.materials.base("toy").digest)
+    assert len(set(digests)) == 4
+
+
+def test_exhibits_without_a_benchmark_are_refused_when_they_are_planned(scratch, monkeypatch):
+    monkeypatch.chdir(scratch)
+    none = {"mmlu": None, "mmlu_pro": None, "ifeval": None}
+    with pytest.raises(
+        UserError, match=r"exhibits\.\w+: kept names none of the tasks asked, which are math_500, gsm8k"
+    ):
+        planned({"overrides": {"evaluation": {"tasks": none}}})
+    planned({"overrides": {"evaluation": {"tasks": none | {"mmlu": {}}}}})
+
+
 def test_a_file_for_one_benchmark_leaves_the_others_the_toy_s(scratch, monkeypatch):
     monkeypatch.chdir(scratch)
     plan = planned({"overrides": {"questions": {"math_500": {"file": "math_500.parquet"}}}})

@@ -1,6 +1,8 @@
-"""The checkout lies where a shell would execute its name: everything works there, and nothing of it is executed."""
+"""The checkout lies where a shell would execute its name: everything works there, and nothing of it is executed.
 
-import json
+The complete run of tests/test_workflow.py takes place there, too.
+"""
+
 import os
 import re
 import shutil
@@ -21,37 +23,14 @@ def there(tmp_path) -> Path:
     return checkout(tmp_path)
 
 
-def run(command: list, there: Path, seconds: float = 300) -> str:
+def run(command: list, there: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PYTHONPATH"))}
     done = subprocess.run(
         [*map(str, command)], cwd=there, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=seconds,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
-
-
-def snakemake(there: Path, *words: str, seconds: float = 300) -> str:
-    return run([there / ".venv" / "bin" / "python", "-m", "snakemake", "--cores", "1", *words], there, seconds)
-
-
-@pytest.mark.slow
-def test_the_first_stages(there):
-    """From the toy world to a trained base model, questions and their order, each by its job's own command line."""
-    own_python(there)
-    planned = snakemake(there, "-n")
-    (target,) = set(re.findall(r"results/order/[\w.]+-[0-9a-f]{12}/manifest.json", planned))
-    snakemake(there, target)
-    assert json.loads((there / target).read_text())["files"] and "make status" not in planned
-    assert not executed(there.parent)
-
-
-@pytest.mark.campaign
-def test_the_whole_run(there):
-    own_python(there)
-    snakemake(there, seconds=1500)
-    assert (there / "results" / "report" / "scalpel_vs_hammer" / "index.html").stat().st_size > 100_000
-    assert not executed(there.parent)
 
 
 def test_make(there):

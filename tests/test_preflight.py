@@ -64,6 +64,13 @@ def test_a_disk_that_is_too_small(tmp_path):
     assert too_small.level == "error" and "results/" in too_small.sentence
 
 
+def test_a_dataset_without_a_commit_is_an_error_before_anything_is_fetched(tmp_path):
+    config = load({"scale": "cluster", "studies": ["sft_then_rl"]}, WORKFLOW)
+    found = supplies.reachable(Plan(config, WORKFLOW, tmp_path), {})
+    assert found.level == "error" and "No commit of Elliott/Openr1-Math-46k-8192 is named" in found.sentence
+    assert "openr1_math_46k: {source: {revision:" in found.sentence
+
+
 def test_the_hub(tmp_path):
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):

@@ -242,7 +242,9 @@ def test_a_deleted_intermediate_is_named_with_the_command_that_makes_it_again(la
     assert code == 0
     (line,) = [line for line in words.splitlines() if line.startswith("missing")]
     target = f"results/train/{trained.name}/{MANIFEST}"
-    assert line.startswith(f"missing   results/train/{trained.name} ") and line.endswith(f" {target}]")
+    assert line.startswith(f"missing   results/train/{trained.name} ") and line.endswith(
+        f" {target} --config scale=laptop]"
+    )
     assert planned(snakemake("-n", target, cwd=lab.root)) == {"train": 1}
     shutil.rmtree(lab.only("kl/grpo.*"))
     (lab.results / "figures" / "mine" / "kl.json").unlink()  # now Snakemake makes both by itself

@@ -10,9 +10,10 @@ from scalpel.exhibits.paper_table import ours
 from scalpel.plan.feasible import refuse_what_cannot_run
 from tests import synthetic
 from tests.test_exhibits import draw, shown, table
+from tests.test_report import build
 
 STUDY = "sft_then_rl"
-TABLES = {f"table_{number}": number for number in (1, 2, 3, 4, 5)}
+TABLES = {f"table_{number}": number for number in (1, 2, 3, 5)}
 ARMS = {"all", "first_and_last", "first"}
 
 
@@ -48,6 +49,51 @@ def test_the_cluster_asks_the_paper_s_benchmarks_and_gives_each_method_an_engine
             assert audited == settings["engine"] and settings["ranks"] == 4 and settings["server"]["gpus"] == 4
     assert engines["relift"] == engines["hpt"] == {"fsdp"} and engines["sft"] == engines["luffy"] == {"zero2"}
     assert plan.config.scale.train_settings.ranks == 7, "the first paper's"
+    tasks = setting.evaluation.tasks
+    assert tasks["arc_challenge"].formulation == tasks["mmlu_pro"].formulation == "written"
+    for name in ("arc_challenge", "mmlu_pro_written"):
+        assert plan.materials.questions(name).recipe["shuffle"] == 42
+    (data,) = {entry.step.inputs["data"] for entry in plan.entries[STUDY] if entry.stage == "train"}
+    fetched = data.inputs["fetch"].recipe
+    assert fetched["repo"].endswith("Openr1-Math-46k-8192") and fetched["revision"] is None
+    assert data.recipe["source"]["columns"]["problem"] == "prompt[-1].content"
+
+
+def test_the_other_base_model_has_the_paper_s_table_4_beside_it(tmp_path):
+    study = f"{STUDY}_other_model"
+    plan = synthetic.plan_of(tmp_path, {"studies": [study], "scale": "cluster"})
+    refuse_what_cannot_run(plan)
+    bases = {entry.step.inputs["base"] for entry in plan.entries[study] if entry.stage == "train"}
+    (fetched,) = {base.inputs["fetch"].recipe["repo"] for base in bases}
+    assert fetched == "meta-llama/Llama-3.1-8B"
+    plan = synthetic.plan_of(tmp_path, {"studies": [study]})
+    synthetic.finish_all(plan, tmp_path)
+    frame = table((plan, tmp_path), "table_4", study)
+    assert {row["run"]: row["mean"] for row in frame[frame["of"] == "published"].to_dict("records")} == {
+        "sft": 33.9, "sft_then_rl": 43.7, "luffy": 14.4, "relift": 15.6, "srft": 16.2, "prefix_rft": 17.0, "hpt": 21.5,
+    }  # fmt: skip
+    assert frame[frame["of"] == "here"]["MATH-500"].between(0, 100).all()
+
+
+def test_both_papers_stand_on_one_frontier_each_run_against_its_own_base_model(tmp_path):
+    first, both = "scalpel_vs_hammer", "both_papers"
+    raw = {"studies": [first, STUDY, both], "overrides": {"studies": {STUDY: {"model": "other_model"}}}}
+    made = plan, _ = synthetic.plan_of(tmp_path, raw), tmp_path
+    synthetic.finish_all(*made)
+    columns = ["seed", "step", "gain", "gain_stderr", "loss", "loss_stderr"]
+    frame = table(made, "frontier", both).set_index("run")[columns]
+    kept = plan.drawings[both, "frontier"].recipe["options"]["kept"]
+    for study, run in ((first, "grpo"), (STUDY, "luffy")):
+        alone = table(made, "frontier", study, runs=("base", run), kept=kept)[columns]
+        np.testing.assert_array_equal(frame.loc[f"{study}/{run}"].to_numpy(), alone.to_numpy())
+    figure = draw(made, "frontier", both)
+    marks = [(line.get_color(), line.get_marker()) for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
+    assert len(marks) == len(set(marks)) == 11
+    assert "GRPO (first paper)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    with pytest.raises(UserError, match="sft_then_rl/luffy is compared with sft_then_rl/base, which is not shown"):
+        table(made, "frontier", both, runs=(f"{first}/base", f"{STUDY}/luffy"))
+    page = build(made, both)
+    assert "Where do methods that mix" in page and "scalpel_vs_hammer/grpo (1)" in page and 'id="runs"' not in page
 
 
 @pytest.mark.parametrize(
@@ -97,7 +143,7 @@ def test_a_spread_is_the_deviation_between_seeds(made):
     assert len(values) == 3
     found = ours(results, options.averages)
     assert found["sft"]["math_500"] == pytest.approx((values.mean(), values.std(ddof=1)))
-    assert math.isnan(found["luffy"]["math_500"][1]), "one seed has no spread"
+    assert math.isnan(found["base"]["math_500"][1]), "one seed has no spread"
 
 
 def test_a_mean_is_over_the_tasks_asked_here(made):
@@ -105,6 +151,21 @@ def test_a_mean_is_over_the_tasks_asked_here(made):
     found = ours(results, {"one": ("math_500", "aime24"), "both": ("math_500", "gsm8k"), "none": ("amc",)})["sft"]
     assert found["one"][0] == pytest.approx(found["math_500"][0]) and "none" not in found
     assert found["both"][0] == pytest.approx((found["math_500"][0] + found["gsm8k"][0]) / 2)
+
+
+def test_means_are_over_the_paper_s_tasks_alone(made):
+    """So that a mean of ours stands beside the published mean of the same tasks where all are asked."""
+    for name in TABLES:
+        _, results, options = shown(made, name, STUDY)
+        rows = results.published["scores"][options.section].values()
+        for mean, tasks in options.averages.items():
+            assert all(set(tasks) <= set(row) for row in rows if mean in row), (name, mean)
+        here = table(made, name, STUDY).query("of == 'here'")
+        assert {"GSM8k", "MMLU"} <= set(here.columns)
+        (ood,) = {"mean ood", "mean"} & set(here.columns)
+        asked = ["MMLU-Pro"] if ood == "mean ood" else ["MATH-500", "MMLU-Pro"]
+        asked = [task for task in asked if task in here and here[task].notna().any()]
+        assert here[ood].to_numpy() == pytest.approx(here[asked].mean(axis=1).to_numpy())
 
 
 def test_the_published_averages_are_those_of_the_published_scores(made):
@@ -128,6 +189,10 @@ def test_the_bugs_are_drawn(made):
     figure = draw(made, "bugs", STUDY)
     ours_, theirs = figure.axes
     assert sum(len(points.lines[0].get_xdata()) for points in ours_.containers) == 9
+    assert ours_.get_ylabel() == theirs.get_ylabel() == "MATH-500, mean (%)"
+    assert theirs.containers[0].lines[0].get_ydata().tolist() == [85.9, 85.5, 88.6, 89.7, 90.0]
+    theirs = draw(made, "bugs", STUDY, tasks=[]).axes[1]
+    assert theirs.get_ylabel() == "the paper's tasks, mean (%)"
     assert theirs.containers[0].lines[0].get_ydata().tolist() == [48.3, 49.1, 53.4, 54.0, 53.8]
 
 

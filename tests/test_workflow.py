@@ -12,6 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests import hostile_path
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ("grpo", "sft_1ep", "sft_3ep", "sft_matched", "sft_grpo_rate_1ep", "sft_own_all")
 FIGURES = (
@@ -28,8 +30,8 @@ FIGURES = (
 TABLES = ("scores", "kl_final", "norms", "equal_budget")
 
 
-def snakemake(*arguments, cwd=ROOT, check=True) -> str:
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), *arguments]
+def snakemake(*arguments, cwd=ROOT, check=True, python=sys.executable, checkout=ROOT) -> str:
+    command = [python, "-m", "snakemake", "-s", str(checkout / "Snakefile"), *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     output = done.stdout + done.stderr
     assert not check or done.returncode == 0, output[-4000:]
@@ -40,15 +42,6 @@ def planned(output: str) -> dict[str, int]:
     """Jobs by rule of a dry-run."""
     table = output[output.index("Job stats:") :].split("\n\n")[0]
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if rule != "total"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A working directory with the configuration of tests/smoke.yaml and the checkout's default profile."""
-    path = tmp_path_factory.mktemp("workflow")
-    shutil.copy(ROOT / "tests" / "smoke.yaml", path / "config.yaml")
-    shutil.copytree(ROOT / "profiles", path / "profiles")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -140,9 +133,17 @@ def test_yaml_that_snakemake_would_take_is_refused(text, sentence, tmp_path):
 
 @pytest.mark.workflow
 @pytest.mark.slow
-def test_complete_run(folder):
-    """Everything, for real, and then: nothing to do, one figure alone, one run alone, and back."""
-    snakemake("--cores", "2", cwd=folder)
+def test_complete_run(tmp_path):
+    """Everything, for real, and then: nothing to do, one figure alone, one run alone, and back.
+
+    In a checkout whose path a shell would execute, and with a Python of its own there."""
+    folder = hostile_path.checkout(tmp_path)
+    python = hostile_path.own_python(folder)
+
+    def go(*words: str, check: bool = True) -> str:
+        return snakemake(*words, cwd=folder, check=check, python=python, checkout=folder)
+
+    assert "make status" not in go("--cores", "2"), "no target is unknown"
     results = folder / "results"
     for figure in FIGURES:
         for kind in ("pdf", "png", "svg"):
@@ -166,42 +167,39 @@ def test_complete_run(folder):
         assert all(0 <= row["value"] <= 1 for row in scores)
 
     before = time.monotonic()
-    assert "Nothing to be done" in snakemake("-n", cwd=folder)
+    assert "Nothing to be done" in go("-n")
     assert time.monotonic() - before < 10
 
-    verify = [sys.executable, "-m", "scripts.verify", str(results)]
-    assert subprocess.run(verify, cwd=ROOT, capture_output=True).returncode == 0
-    status = subprocess.run(
-        [sys.executable, "-m", "scripts.status"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    def program(name: str) -> subprocess.CompletedProcess:
+        return subprocess.run([python, "-m", f"scripts.{name}"], cwd=folder, capture_output=True, text=True)
+
+    assert program("verify").returncode == 0
+    status = program("status")
     assert status.returncode == 0 and "missing" not in status.stdout, status.stderr
 
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(
         config.replace("  sft_matched:", "  sft_3ep: {learning_rate: 2.0e-4}\n  sft_matched:")
     )
-    jobs = planned(snakemake("-n", cwd=folder))
+    jobs = planned(go("-n"))
     assert jobs["train"] == jobs["evaluate"] == jobs["kl"] == jobs["weight_change"] == 1 and "base" not in jobs
     (folder / "config.yaml").write_text(config)
-    assert "Nothing to be done" in snakemake("-n", cwd=folder)
+    assert "Nothing to be done" in go("-n")
 
     kl = results / "figures" / "scalpel_vs_hammer" / "kl.pdf"
     kl.unlink()
-    assert planned(snakemake("-n", str(kl.relative_to(folder)), cwd=folder)) == {"figure": 1}
+    assert planned(go("-n", str(kl.relative_to(folder)))) == {"figure": 1}
 
     (checkpoint,) = results.glob("train/grpo-*/checkpoints/*6/model.safetensors")
     with open(checkpoint, "r+b") as file:
         file.truncate(1000)
-    damaged = subprocess.run(verify, cwd=ROOT, capture_output=True, text=True)
+    damaged = program("verify")
     assert damaged.returncode == 1 and "truncated" in damaged.stdout
     shutil.rmtree(next(results.glob("weight_change/grpo-*")))
     (results / "figures" / "scalpel_vs_hammer" / "norms_grpo.pdf").unlink()
-    output = snakemake("--cores", "1", "results/figures/scalpel_vs_hammer/norms_grpo.pdf", cwd=folder, check=False)
+    output = go("--cores", "1", "results/figures/scalpel_vs_hammer/norms_grpo.pdf", check=False)
     assert "exit status 0" not in output and re.search(r"error: .*model\.safetensors", output)
+    assert not hostile_path.executed(tmp_path)
 
 
 @pytest.mark.workflow
@@ -210,6 +208,7 @@ def test_real_files(shared_data, tmp_path):
     """Real AMC/AIME problems as training rows and real MATH-500, GSM8K, MMLU, MMLU-Pro and IFEval questions."""
     config = (ROOT / "tests" / "real.yaml").read_text().replace("SHARED", str(shared_data))
     (tmp_path / "config.yaml").write_text(config)
+    shutil.copy(ROOT / "tests" / "slurm" / "study.yaml", tmp_path / "two_runs.yaml")
     snakemake("--cores", "2", cwd=tmp_path)
     (data,) = tmp_path.glob("results/data/*")
     counts = dict(line.split(",")[:2] for line in (data / "drops.csv").read_text().splitlines()[1:])
@@ -218,4 +217,4 @@ def test_real_files(shared_data, tmp_path):
     for evaluated in tmp_path.glob("results/evaluate/*"):
         scores = {row["task"]: row["questions"] for row in pq.read_table(evaluated / "scores.parquet").to_pylist()}
         assert scores == {"math_500": 4, "gsm8k": 4, "mmlu": 8, "mmlu_pro": 4, "ifeval": 4}
-    assert (tmp_path / "results" / "report" / "scalpel_vs_hammer" / "index.html").stat().st_size > 100_000
+    assert (tmp_path / "results" / "report" / "two_runs" / "index.html").stat().st_size > 80_000

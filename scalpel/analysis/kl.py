@@ -13,14 +13,21 @@ Final hidden states of the base model are kept (T x hidden floats a question) an
 them `chunk` positions at a time, so that no logits of a whole sequence are ever held.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scalpel.chat import control_text, holds, load_tokenizer, render
 from scalpel.config.analysis import KLRecipe, KLSettings
 from scalpel.errors import UserError
 from scalpel.progress import track
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Question(NamedTuple):
@@ -131,7 +138,7 @@ def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Quest
     return kept, too_long, planted
 
 
-def tokenised(tokenizer, row: int, problem: str, solution: str) -> Question:
+def tokenised(tokenizer: PreTrainedTokenizerBase, row: int, problem: str, solution: str) -> Question:
     """The ids of scalpel.chat.token_ids, and the first token that reaches into the assistant's turn."""
     text = render(tokenizer, problem, solution)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -151,7 +158,7 @@ def by_length(questions: list[Question], batch_tokens: int) -> list[list[Questio
     return batches
 
 
-def hidden_states(model, batch: list[Question]):
+def hidden_states(model: PreTrainedModel, batch: list[Question]) -> Tensor:
     """Final hidden states of all real positions of a batch, (sum of lengths) x hidden, question after question.
 
     Padding stands on the right, where causal attention never looks from a real position: no mask is needed.
@@ -169,7 +176,7 @@ def hidden_states(model, batch: list[Question]):
         return states[real.to(model.device)]
 
 
-def kl_of_positions(base_hidden, base_head, hidden, head, chunk: int):
+def kl_of_positions(base_hidden: Tensor, base_head: Module, hidden: Tensor, head: Module, chunk: int) -> Tensor:
     """KL(base || checkpoint) of every position, float64 on the CPU, from final hidden states (positions x hidden).
 
     Sum over the vocabulary of p (log p - log q) + q - p, both log_softmax in float32. The last two terms sum to

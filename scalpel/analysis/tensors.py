@@ -11,11 +11,14 @@ import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scalpel.artifact.checking import checked
 from scalpel.config.training import PROJECTIONS
 from scalpel.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TENSOR_NAME = re.compile(r"^model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.weight$")
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -88,7 +91,7 @@ class ChunkReader:
         self.buffer = torch.empty(chunk, dtype=getattr(torch, DTYPES[stored.dtype]))
         self.bytes = memoryview(self.buffer.view(torch.uint8).numpy())
 
-    def read(self, start: int, size: int):
+    def read(self, start: int, size: int) -> Tensor:
         width = self.buffer.element_size()
         wanted = self.bytes[: size * width]
         done = 0

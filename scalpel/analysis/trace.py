@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalpel.chat import control_text, holds, load_tokenizer
 from scalpel.config.analysis import TraceRecipe, TraceSettings
@@ -44,6 +45,8 @@ from scalpel.progress import track
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.nn import Module
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KINDS = ("hidden", "mlp", "attention")
 BEFORE = "before subject"  # restoring there has no effect: in trace.parquet, not in aie.parquet
@@ -210,7 +213,9 @@ def read_facts(path: Path, count: int | None) -> list[dict[str, str]]:
     return rows
 
 
-def tokenised_fact(tokenizer, path: Path, row: int, subject: str, prompt: str, attribute: str) -> Fact:
+def tokenised_fact(
+    tokenizer: PreTrainedTokenizerBase, path: Path, row: int, subject: str, prompt: str, attribute: str
+) -> Fact:
     """A fact's token ids, with what the tokenizer puts in front of text (BOS, of Llama), and its subject's tokens.
 
     Prompt, blank and attribute are tokenised together; what precedes the first token that reaches into the attribute
@@ -254,7 +259,7 @@ def window(layer: int, width: int, layers: int) -> range:
 # ---------------------------------------------------------------- model
 
 
-def embedding_std(model, tokenizer, subjects: list[str]) -> float:
+def embedding_std(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, subjects: list[str]) -> float:
     """Standard deviation over all elements of all subjects' token embeddings (ROME's collect_embedding_std).
 
     Each subject is tokenised by itself, without special tokens; one that occurs twice counts twice.
@@ -267,13 +272,13 @@ def embedding_std(model, tokenizer, subjects: list[str]) -> float:
     return float(weight[ids.to(weight.device)].double().std())
 
 
-def clean_run(model, fact: Fact) -> Clean:
+def clean_run(model: PreTrainedModel, fact: Fact) -> Clean:
     """The undisturbed run; UserError when the model is not made of Llama's parts."""
     import torch
 
     outputs: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
 
-    def keep(kind):
+    def keep(kind: str) -> Callable[[Module, Any, Any], None]:
         return lambda module, inputs, output: outputs[kind].append(_first(output)[0].clone())
 
     modules = _modules(model)
@@ -288,7 +293,9 @@ def clean_run(model, fact: Fact) -> Clean:
     return Clean(int(logits.argmax()), probability, outputs)
 
 
-def effects(model, fact: Fact, clean: Clean, noise: np.ndarray, width: int, batch_size: int) -> Effects:
+def effects(
+    model: PreTrainedModel, fact: Fact, clean: Clean, noise: np.ndarray, width: int, batch_size: int
+) -> Effects:
     """Effects of all restorations of one fact.
 
     noise: samples x subject tokens x hidden, added to the subject's embeddings as it is. width: of the window of
@@ -319,7 +326,7 @@ def effects(model, fact: Fact, clean: Clean, noise: np.ndarray, width: int, batc
     return Effects(clean.probability, corrupted_sum / len(noise), gained / len(noise))
 
 
-def _corrupted_run(model, fact: Fact, clean: Clean, noise: Tensor) -> Corrupted:
+def _corrupted_run(model: PreTrainedModel, fact: Fact, clean: Clean, noise: Tensor) -> Corrupted:
     """The runs with noise (samples x subject tokens x hidden), and each layer with each of its modules restored."""
     import torch
     from transformers import DynamicCache
@@ -348,7 +355,9 @@ def _corrupted_run(model, fact: Fact, clean: Clean, noise: Tensor) -> Corrupted:
     )
 
 
-def _restored(model, clean: Clean, corrupted: Corrupted, token: int, runs: list[Restoration]) -> Tensor:
+def _restored(
+    model: PreTrainedModel, clean: Clean, corrupted: Corrupted, token: int, runs: list[Restoration]
+) -> Tensor:
     """Outputs of the last layer at the last token, (runs x samples) x hidden.
 
     runs: restorations at `token`, sorted by where their windows start. The batch grows from layer to layer: a
@@ -387,13 +396,13 @@ class _Before:
     def __init__(self, keys: Tensor, values: Tensor, runs: int):
         self.keys, self.values = (kept.repeat(runs, 1, 1, 1) for kept in (keys, values))
 
-    def update(self, keys: Tensor, values: Tensor, *_) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         import torch
 
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
-def _surroundings(model, begin: int, end: int) -> dict:
+def _surroundings(model: PreTrainedModel, begin: int, end: int) -> dict:
     """What a layer needs beside the states of the tokens begin to end - 1: causal mask and rotary embeddings."""
     import torch
 
@@ -407,7 +416,7 @@ def _surroundings(model, begin: int, end: int) -> dict:
     }
 
 
-def _modules(model) -> dict[str, list]:
+def _modules(model: PreTrainedModel) -> dict[str, list[Module]]:
     """kind -> the module of each layer whose output is restored; UserError when there are none."""
     try:
         blocks = list(model.base_model.layers)
@@ -418,35 +427,35 @@ def _modules(model) -> dict[str, list]:
     return {"hidden": blocks} | found
 
 
-def _unlike_llama(model, why: str) -> UserError:
+def _unlike_llama(model: PreTrainedModel, why: str) -> UserError:
     return UserError(
         f"{model.config.name_or_path}: causal tracing knows models made like Olmo2 and Llama only, this one is not "
         f"({why}); leave out its trace."
     )
 
 
-def _probability(model, states: Tensor, answer: int) -> Tensor:
+def _probability(model: PreTrainedModel, states: Tensor, answer: int) -> Tensor:
     """Probability of the token `answer` after the last layer's output `states` (rows x hidden), one for each row."""
     logits = model.get_output_embeddings()(model.base_model.norm(states))
     return logits.float().softmax(-1)[:, answer]
 
 
-def _first(output):
+def _first(output: Any) -> Tensor:
     """A module's output, of attention without the weights that come with it."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _put(rows, tokens, state: Tensor):
+def _put(rows: Tensor | slice, tokens: int | slice, state: Tensor) -> Callable[[Module, Any, Any], None]:
     """A hook that overwrites a module's output (rows x tokens x hidden) there."""
 
-    def hook(module, inputs, output):
+    def hook(module: Module, inputs: Any, output: Any) -> None:
         _first(output)[rows, tokens] = state
 
     return hook
 
 
 @contextlib.contextmanager
-def _hooked(hooks: list[tuple]):
+def _hooked(hooks: list[tuple[Module, Callable[[Module, Any, Any], None]]]) -> Iterator[None]:
     """Forward hooks (module, function) for the duration of the block."""
     handles = [module.register_forward_hook(function) for module, function in hooks]
     try:

@@ -6,14 +6,20 @@ with all checkpoints in turn. Differences are float32 (float64 where a file hold
 chunks float64; the authors computed in bfloat16.
 """
 
+from __future__ import annotations
+
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalpel.analysis.tensors import ChunkReader, Stored, open_matrices, projection_order
 from scalpel.errors import UserError
 from scalpel.progress import track
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 256 * 1024  # elements: the buffers of one thread stay in the processor's cache
 
@@ -83,7 +89,7 @@ def squared_norms(name: str, base: Stored, others: list[Stored]) -> tuple[float,
     return sums[0], sums[1:]
 
 
-def _sum_of_squares(values, squares, stored: Stored, name: str) -> float:
+def _sum_of_squares(values: Tensor, squares: Tensor, stored: Stored, name: str) -> float:
     """Pairwise sum of the squares (right to 1e-7, where a dot product is to 1e-5); `squares` is overwritten."""
     import torch
 

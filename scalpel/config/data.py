@@ -27,18 +27,23 @@ class ToySource(Strict):
     kind: Literal["toy"] = "toy"
 
 
-class ParquetSource(Strict):
-    """A parquet file with OpenR1-Math-220k's columns, or others renamed by `columns`.
+class Columns(Strict):
+    """Which columns files have in place of OpenR1-Math-220k's.
 
-    `columns` maps one of OpenR1-Math-220k's column names to a column of the file;
+    `columns` maps one of OpenR1-Math-220k's column names to a column of the file, or a place inside one;
     `constants` gives a column one value for all rows, e.g. ``{source: cn_k12}``.
     """
 
-    kind: Literal["parquet"]
-    path: Location
     columns: dict[str, str] = {}
     constants: dict[str, Any] = {}
     boxed_answer_of: str | None = None  # column whose last \\boxed{...} is the answer
+
+
+class ParquetSource(Columns):
+    """A parquet file with OpenR1-Math-220k's columns, or others that `columns` maps."""
+
+    kind: Literal["parquet"]
+    path: Location
 
 
 class HubDataset(Strict):
@@ -46,6 +51,12 @@ class HubDataset(Strict):
     repo: Repository
     revision: Commit
     files: Annotated[list[str], Field(min_length=1)]  # patterns of paths inside the repository
+
+
+class HubRows(Columns, HubDataset):
+    """Training rows of the hub. revision: None while nobody has named a commit, which fetching then asks for."""
+
+    revision: Commit | None = None  # type: ignore[assignment]
 
 
 class GitHubFile(Strict):
@@ -58,7 +69,7 @@ class GitHubFile(Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-Source = Annotated[ToySource | ParquetSource | HubDataset, Field(discriminator="kind")]
+Source = Annotated[ToySource | ParquetSource | HubRows, Field(discriminator="kind")]
 
 
 class FilterRecipe(Recipe):

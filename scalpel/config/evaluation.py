@@ -6,7 +6,7 @@ its own unless it says otherwise, makes nothing else again.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -45,7 +45,8 @@ class FileQuestions(Strict):
     one.
 
     format: whose columns the file has and how answers are scored (scalpel/evaluation/formats.py); needed unless the
-    set bears a public dataset's name. `columns` maps that format's columns to the file's.
+    set bears a public dataset's name. `columns` maps that format's columns to the file's. `shuffle`: the seed of the
+    order in which choices are shown, each question's own; None: the file's order.
     """
 
     kind: Literal["files"] = "files"
@@ -53,6 +54,7 @@ class FileQuestions(Strict):
     examples: Location | HubDataset | GitHubFile | None = None
     format: Format | None = None
     columns: dict[str, str] = {}
+    shuffle: Whole | None = None
 
 
 class LMEvalQuestions(Strict):
@@ -96,7 +98,8 @@ class TaskRecipe(Recipe):
     samples: Annotated[int, Field(gt=0, le=4096)] = 1  # completions per question; the score is their mean (avg@n)
     max_new_tokens: Tokens = 4096
     limit: Positive | None = None  # first questions only; None: all
-    formulation: Literal["letters", "cloze"] = "letters"  # multiple choice: score letters, or the choices themselves
+    # Of multiple choice: letters are scored, or the choices themselves (cloze), or a letter is written after thinking.
+    formulation: Literal["letters", "cloze", "written"] = "letters"
     prompt: str | None = None  # the user's turn, with the set's columns in braces; None: the harness's own
     one_turn: bool = later(
         False, as_before=False
@@ -116,7 +119,7 @@ class EvaluationRecipe(Recipe):
     )  # of maths: scalpel/grading/judge.py
 
     @model_validator(mode="after")
-    def _whole_groups(self):
+    def _whole_groups(self) -> Self:
         self.groups()
         return self
 

@@ -3,10 +3,13 @@ unknown key, the nearest valid one."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,14 +19,18 @@ from scalpel.config.study import Config, Overlay, RunAxes, RunSpec, Study, Study
 from scalpel.config.types import BASE, NAME, TRACES
 from scalpel.errors import UserError
 from scalpel.methods import METHODS
+from scalpel.stages import STAGES
 
 LENGTHS = ("epochs", "steps", "steps_of")  # ways to say how long a run is
+M = TypeVar("M", bound=BaseModel)
+PAPER = "cluster"  # the scale with the papers' models, data and recipes
 ALIASES = 1000  # of anchors in one YAML file: more is a bomb, not a configuration
 
 
-def load(raw: dict, workflow: Path) -> Config:
+def load(raw: dict, workflow: Path, papers: bool = True) -> Config:
     """Config of a raw mapping (config.yaml merged with --config) and the scale and study files of `workflow`.
 
+    papers: with the recipes of the paper's scale beside those of our own studies.
     Raises UserError with one sentence for the first thing that is wrong.
     """
     user = validated(UserConfig, raw, "config.yaml")
@@ -47,7 +54,8 @@ def load(raw: dict, workflow: Path) -> Config:
                  for run in [*file.runs, *ours[name]]}  # fmt: skip
         runs = _runs(named, setting, f"{name}.yaml")
         _settle_rates(runs, f"{name}.yaml")
-        studies[name] = Study(setting=setting, runs=runs, **{k: getattr(file, k) for k in STUDY_FIELDS})
+        theirs = _papers(name, paths[name], workflow) if papers else {}
+        studies[name] = Study(setting=setting, runs=runs, papers=theirs, **{k: getattr(file, k) for k in STUDY_FIELDS})
         _check_answer(studies[name], f"{name}.yaml: answer")
     _check_overridden_runs({name: study.runs for name, study in studies.items()}, files, paths, user)
     config = Config(scale_name=user.scale, scale=scale, studies=studies)
@@ -128,14 +136,18 @@ def _study_file(workflow: Path, study: str, where: str = "config.yaml: studies")
 def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -> StudyFile:
     """A study's file, laid over those of the studies that it extends."""
     raw = read_yaml(path)
-    file = validated(StudyFile, raw, path.name)
+    there = raw.get("exhibits")
+    left = (
+        {k: v for k, v in there.items() if v is not None} if raw.get("extends") and isinstance(there, dict) else there
+    )
+    file = validated(StudyFile, raw | ({"exhibits": left} if left != there else {}), path.name)
     if file.extends is None:
         return file.model_copy(update={"lineage": (name,)})
     wanted = str(path.parent / file.extends) if file.extends.endswith(".yaml") else file.extends
-    parent, there = _study_file(workflow, wanted, f"{path.name}: extends")
+    parent, parent_path = _study_file(workflow, wanted, f"{path.name}: extends")
     if parent in (*above, name):
         raise UserError(f"{path.name}: extends: {file.extends!r} extends this study itself.")
-    below = _study(workflow, parent, there, (*above, name))
+    below = _study(workflow, parent, parent_path, (*above, name))
     parts = {
         part: merged(getattr(below, part), raw.get(part) or {}) for part in ("runs", "exhibits", "looks", "setting")
     }
@@ -145,16 +157,29 @@ def _study(workflow: Path, name: str, path: Path, above: tuple[str, ...] = ()) -
     return file.model_copy(update={"lineage": (*below.lineage, name)})
 
 
+def _papers(name: str, path: str, workflow: Path) -> dict[str, dict]:
+    """How the paper's scale describes the runs of a study, nothing overridden; empty for a study that is not ours."""
+    if path != f"{workflow.name}/studies/{name}.yaml":
+        return {}
+    try:
+        at_scale = load({"scale": PAPER, "studies": [name]}, workflow, papers=False)
+    except UserError:  # a scale of the user's own in its place
+        return {}
+    return {run: spec.described() for run, spec in at_scale.studies[name].runs.items()}
+
+
 def _check_answer(study: Study, where: str) -> None:
-    """Runs and the exhibit that the answer names must be the study's."""
-    if study.answer is None:
-        return
+    """Runs and exhibits that the answer names must be the study's."""
     for run in (*study.answer.runs, *filter(None, [study.answer.control])):
         if run not in study.runs:
             raise UserError(f"{where}: no run of it is named {run!r}{nearest(run, study.runs)}.")
-    name = study.answer.picture
-    if name is not None and name not in study.exhibits:
-        raise UserError(f"{where}: picture: no exhibit of it is named {name!r}{nearest(name, study.exhibits)}.")
+    for field in ("picture", "equal"):
+        name = getattr(study.answer, field)
+        if name is not None and name not in study.exhibits:
+            raise UserError(f"{where}: {field}: no exhibit of it is named {name!r}{nearest(name, study.exhibits)}.")
+    equal = study.answer.equal
+    if equal is not None and study.exhibits[equal].get("kind", equal) != "equal_budget":
+        raise UserError(f"{where}: equal: {equal!r} is no exhibit of kind equal_budget; name one, or leave it out.")
 
 
 def _setting(name: str, file: StudyFile, scale: Scale, raw: dict, where: str) -> Setting:
@@ -189,7 +214,7 @@ def _settle_rates(runs: dict[str, RunSpec], where: str) -> None:
 
 def _runs_of_user(study: str, files: dict[str, StudyFile], paths: dict[str, str], user: UserConfig) -> dict[str, dict]:
     """config.yaml's `runs` that concern a study: known ones, and new ones that say how they are made."""
-    found = {}
+    found: dict[str, dict] = {}
     for reference, options in user.runs.items():
         owner, _, run = reference.rpartition("/")
         if owner and owner not in files:
@@ -254,7 +279,7 @@ def _run(whole: dict, setting: Setting, of: RunSpec | None, where: str) -> RunSp
         ways = [way for way in ("epochs", "steps") if whole.get(way) is not None]
         if ways:
             raise UserError(f"{where}: gives `{ways[0]}` and `steps_of`; give one of them.")
-        whole = {key: value for key, value in whole.items() if key != "epochs"} | {"steps": of.recipe.steps}
+        whole = {key: value for key, value in whole.items() if key != "epochs"} | {"steps": cast(Any, of.recipe).steps}
     axes = {key: value for key, value in whole.items() if key in RunAxes.model_fields}
     rest = {key: value for key, value in whole.items() if key not in RunAxes.model_fields}
     valid = validated(RunAxes, axes, where)
@@ -295,6 +320,8 @@ def _check_names(config: Config, file: str) -> None:
         return f"; give it in `questions`, or remove what asks for it: `overrides: {part}`"
 
     scale = config.scale
+    for stage in scale.resources:
+        known(stage, dict(STAGES), "resources", "stage")
     for name, dataset in scale.datasets.items():
         for questions in dataset.guard or ():
             known(questions, scale.questions, f"datasets.{name}.guard", "question set")
@@ -311,6 +338,8 @@ def _check_names(config: Config, file: str) -> None:
             if one != other:
                 raise UserError(f"{file}: {where}: it must be {setting.model!r} but for its chat template.")
         known(setting.dataset, scale.datasets, f"dataset of study {study_name}", "dataset")
+        for method in setting.methods:
+            known(method, METHODS, f"methods of study {study_name}", "method")
         for method in setting.train_settings.engine_of:
             known(method, METHODS, f"train_settings.engine_of of study {study_name}", "method")
         if _nodes(setting) != _nodes(scale):
@@ -340,18 +369,18 @@ def _check_names(config: Config, file: str) -> None:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice and a flood of aliases."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self.aliases = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
             self.aliases += 1
             if self.aliases > ALIASES:
                 raise yaml.MarkedYAMLError(problem="too many aliases", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -363,16 +392,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(maxsize=64)  # a plan reads the same scale and studies several times
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; UserError naming file and line when it is none."""
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)
+        content = copy.deepcopy(_parsed(path.read_text()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise UserError(f"{path}: {problem}{f' in line {mark.line + 1}' if mark else ''}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, too many digits, too deep
+        raise UserError(f"{path} holds a value that cannot be read ({str(error).splitlines()[0]}).") from None
     if not isinstance(content, (dict, type(None))):
         raise UserError(f"{path}: not a mapping of keys to values.")
     return content or {}
@@ -412,13 +448,16 @@ def named_file(folder: Path, name: str, where: str, what: str) -> Path:
 # ---------------------------------------------------------------- sentences
 
 
-def nearest(word: str, valid) -> str:
+def nearest(word: str, valid: Iterable[str]) -> str:
     """``; did you mean X?`` or the list of what there is."""
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(map(str, valid)))}"
+    valid = sorted(map(str, valid))
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if not valid:
+        return "; there is none"
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(valid)}"
 
 
-def validated(model: type[BaseModel], raw: Any, where: str):
+def validated(model: type[M], raw: Any, where: str) -> M:
     """`raw` as the model; UserError with one sentence for the first thing that is wrong."""
     try:
         return model.model_validate(raw)
@@ -434,6 +473,8 @@ def validated(model: type[BaseModel], raw: Any, where: str):
             key = ".".join([*path[:-2], str(first["input"])])
             if not expected:
                 name, inside = str(first["input"]), ".".join(path[:-2])
+                if first["type"].startswith(("int", "greater", "less")):
+                    raise UserError(f"{where}: {inside}: {name!r} is no step; give a whole number above 0.") from None
                 raise UserError(
                     f"{where}: {inside}: {name!r} is no name: letters, digits and _ only, 60 at most."
                 ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -43,7 +43,7 @@ class ToyModelRecipe(Recipe):
     learning_rate: Rate = 4e-3
 
     @model_validator(mode="after")
-    def _whole_heads(self):
+    def _whole_heads(self) -> Self:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"hidden_size {self.hidden_size} must be an even multiple of heads {self.heads}")
         return self
@@ -100,7 +100,7 @@ class LocalCheckpoints(Strict):
     written_per_step: Whole | None = None  # sampled in training
 
     @model_validator(mode="after")
-    def _one_way(self):
+    def _one_way(self) -> Self:
         if (self.path is None) == (not self.checkpoints):
             raise ValueError("give `path` or `checkpoints`")
         return self

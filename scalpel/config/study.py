@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from scalpel.config.models import Given
 from scalpel.config.scale import Scale, Setting
 from scalpel.config.training import MethodRecipe, Tracking
 from scalpel.config.types import Few, Name, NameOrPath, Recipe, Reference, Seed, Strict
-from scalpel.methods import AnyRecipe
+
+if TYPE_CHECKING:
+    AnyRecipe = MethodRecipe
+else:
+    from scalpel.methods import AnyRecipe
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -38,6 +42,12 @@ class RunSpec(RunAxes):
 
     recipe: SerializeAsAny[AnyRecipe] | None = None  # None: given
     seeds: tuple[Seed, ...]
+
+    def described(self) -> dict[str, Any]:
+        """The run as the report describes it: its recipe, and its axes where they are given."""
+        recipe: dict[str, Any] = self.recipe.model_dump(mode="json") if self.recipe else {}
+        axes = self.model_dump(mode="json", exclude={"recipe"})
+        return recipe | {name: value for name, value in axes.items() if value is not None}
 
 
 class Look(Strict):
@@ -69,6 +79,10 @@ class Answer(Strict):
     runs: Annotated[tuple[Name, ...], Field(max_length=4)] = ()  # empty: the study's first ones
     control: Name | None = None  # the run that could explain their difference away, compared with the first of them
     picture: Name | None = None  # the exhibit that shows it, whose `gain` and `kept` name the tasks; None: the frontier
+    equal: Name | None = None  # an exhibit of equal budgets, of which a sentence says who wins; None: no sentence
+
+
+NoneIsEmpty = Annotated[Answer, BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class StudyFile(Strict):
@@ -85,7 +99,7 @@ class StudyFile(Strict):
     claims: Name | None = None  # a module of scalpel/claims
     margins: Margins = Margins()  # of the claims
     published: NameOrPath | None = None  # a file of workflow/published, or the path of another
-    answer: Answer | None = None  # the first lines of the report
+    answer: NoneIsEmpty = Answer()  # the first lines of the report; null: those of no study in particular
     lineage: tuple[str, ...] = ()  # names of the studies it extends, the first one first, and its own
 
 
@@ -100,7 +114,8 @@ class Study(Strict):
     claims: Name | None
     margins: Margins
     published: str | None
-    answer: Answer | None = None
+    answer: Answer = Answer()
+    papers: dict[Name, dict[str, Any]] = {}  # run -> how the paper's scale describes it
 
 
 class Overlay(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ class Trainable(Recipe):
     also_lm_head: bool = False  # with `only`: the authors' code left lm_head trainable, the text does not
 
     @model_validator(mode="after")
-    def _one_way(self):
+    def _one_way(self) -> Self:
         if sum(map(bool, (self.only, self.freeze_mlp_layers, self.freeze_mlp_above is not None))) > 1:
             raise ValueError("give one of `only`, `freeze_mlp_layers` and `freeze_mlp_above`")
         if self.also_lm_head and not self.only:
@@ -45,7 +45,7 @@ class MethodRecipe(Recipe):
     trainable: Trainable = Trainable()
 
     @model_validator(mode="after")
-    def _room_for_checkpoints(self):
+    def _room_for_checkpoints(self) -> Self:
         steps = getattr(self, "steps", None)
         if steps is not None and steps < self.checkpoints:
             raise ValueError(f"{self.checkpoints} checkpoints do not fit into {steps} steps; lower `checkpoints`")
@@ -53,7 +53,7 @@ class MethodRecipe(Recipe):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_seed(cls, raw: Any):
+    def _no_seed(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and "seed" in raw:
             raise ValueError("a run's seed is not part of its recipe: give `seeds: [42]` beside `method`")
         return raw
@@ -93,7 +93,7 @@ class TrainSettings(Strict):
     stop_before_seconds: Positive = 600  # before the job's time limit: save, and be queued again
 
     @model_validator(mode="after")
-    def _engine_for_ranks(self):
+    def _engine_for_ranks(self) -> Self:
         if "single" in (self.engine, *self.engine_of.values()) and self.ranks * self.nodes > 1:
             raise ValueError("several ranks need `engine: zero2` or `engine: fsdp`")
         if self.offload and self.engine != "zero2":

@@ -13,7 +13,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 Tokens = Annotated[int, Field(gt=0, le=2**20)]  # of one text
@@ -80,7 +90,7 @@ class Recipe(Strict):
         return cls.model_validate(recipe, context={"identity": True})
 
     @model_serializer(mode="wrap")
-    def _leave_out(self, handler, info):
+    def _leave_out(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo):  # type: ignore[no-untyped-def]
         content = handler(self)
         if (info.context or {}).get("identity"):
             before, unhashed = marked(type(self), AS_BEFORE), marked(type(self), UNHASHED)
@@ -94,7 +104,7 @@ class Recipe(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, raw, info):
+    def _fill_in(cls, raw: Any, info: ValidationInfo) -> Any:
         if isinstance(raw, dict) and (info.context or {}).get("identity"):
             return marked(cls, AS_BEFORE) | raw
         return raw

@@ -13,6 +13,8 @@ another forward pass. Attention over earlier tokens is left out: some 4 % at 2,0
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,17 +49,18 @@ RESTORED = 0.3  # share of a forward pass that one restoration of causal tracing
 QUESTIONS = {
     "aime24": (30, 103), "math_500": (500, 70), "gsm8k": (1319, 159), "gpqa_diamond": (198, 200),
     "mmlu": (14042, 101), "mmlu_pro": (12032, 174), "ifeval": (541, 46),
-    "aime25": (30, 169), "amc": (83, 90), "minerva": (272, 127), "olympiad": (674, 98), "facts": (1209, 12),
+    "aime25": (30, 169), "amc": (83, 90), "minerva": (272, 127), "olympiad": (674, 98), "arc_challenge": (1172, 64),
+    "facts": (1209, 12),
 }  # fmt: skip
 OTHER = (1000, 150)
 CHOICES = {"mmlu": 4, "mmlu_pro": 10, "choice": 4}  # answers that `formulation: cloze` reads one by one, by format
 READ_ONLY = ("mmlu", "mmlu_pro", "choice")  # formats scored by log-likelihood
 ROWS = ("data", "generate", "common")  # stages that write rows to train on
 ALL_ROWS = 91_449  # CN-K12 rows of OpenR1-Math-220k, by the paper
+PUBLIC_ROWS = {"Openr1-Math-46k-8192": 46_000}  # of another dataset of the hub, by its papers
 ROW_TOKENS = 8192  # of a row where no cap is set: assumed
 KEPT_ROWS = 69_132  # CN-K12 rows of OpenR1-Math-220k up to 4096 tokens, by the paper; our filter drops some more
 
-STATE_BYTES = 16  # of each parameter, at most: float32 weight and two moments (12), bfloat16 model twice under ZeRO-2
 CHARACTERS = 4  # bytes of text a token stands for
 FETCHED_ROWS = 5e9  # bytes of a hub dataset of training rows: assumed
 FETCHED_QUESTIONS = 1e8  # bytes of a hub file of evaluation questions: assumed
@@ -123,7 +126,7 @@ class Known:
             prompt = Amount.of(TEMPLATE_TOKENS) + product(task["shots"] + 1, tokens)
             passes = CHOICES[form] if form in CHOICES and task["formulation"] == "cloze" else 1
             written = product(count, task["samples"], task["max_new_tokens"], HALF)
-            written = Amount.of(0) if form in READ_ONLY else written
+            written = Amount.of(0) if form in READ_ONLY and task["formulation"] != "written" else written
             found.append(Task(name, product(count, passes, prompt), written))
         return found
 
@@ -164,6 +167,8 @@ def kept_rows(data: Step, root: Path) -> KeptRows:
             source = "the paper's count of CN-K12 rows: an upper bound"
             return KeptRows(RowSizes(ALL_ROWS, None, prompt), source)
         source = "the paper's count of CN-K12 rows up to 4096 tokens: an upper bound"
+    elif (name := repo.rpartition("/")[2]) in PUBLIC_ROWS:
+        return KeptRows(RowSizes(PUBLIC_ROWS[name], None, prompt), f"the papers' count of {repo}: an upper bound")
     else:
         source = f"assumed: {repo} is not fetched yet, so its rows are not known"
     return KeptRows(RowSizes(KEPT_ROWS, None, prompt), source)
@@ -233,8 +238,14 @@ class Row:
 
     @property
     def reserved(self) -> float:
-        """GPU-hours when every job runs into its time limit: what SLURM holds the budget for."""
-        return self.limit * self.gpus * self.jobs
+        """GPU-hours when every job runs into its time limit, as often as it is expected to be queued again: what SLURM
+        holds the budget for."""
+        return self.limit * self.gpus * self.jobs * (1 + self.again)
+
+    @property
+    def again(self) -> int:
+        """Times that a job is expected to be queued again: training alone goes on from where it was."""
+        return math.ceil(self.longest / self.limit) - 1 if self.stage == "train" and self.longest > self.limit else 0
 
 
 @dataclass(frozen=True)
@@ -303,9 +314,11 @@ def estimate(plan: Plan, digests: Collection[str] | None = None) -> Cost:
             continue
         spent = [COSTS[function](known, step) for step in steps]
         if stage == "train":
+            names = Counter(step.name for step in steps)
             rows += [
-                _row(stage, step.name, 1, held, one.hours, one.hours.value, one.kept, one.running, one.files)
+                _row(stage, name, 1, held, one.hours, one.hours.value, one.kept, one.running, one.files)
                 for step, one in zip(steps, spent, strict=True)
+                for name in [f"{step.name} ({base_of(step).name})" if names[step.name] > 1 else step.name]
             ]
             continue
         longest = max(one.hours.value for one in spent)
@@ -359,7 +372,7 @@ def _train(known: Known, step: Step) -> Spent:
     flops = product(6 + recomputed, n) if trained == n else product(4 + recomputed, n) + product(2, trained)
     training = settings["ranks"] * settings["nodes"]  # GPUs
     kept = product(recipe.checkpoints, n, BYTES[recipe.dtype])
-    running = product(settings["keep_state"] + 1, STATE_BYTES, n)
+    running = product(settings["keep_state"] + 1, method.state_bytes, n)
     work = method.work(recipe, known.kept(step).sizes)
     hours = product(work.trained, flops) / product(training, known.gpu.bfloat16, BUSY, 3600)
     if work.scored:

@@ -10,7 +10,7 @@ train. Gradient checkpointing, padding and whole squares of attention are how it
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scalpel.cost.shape import Shape
 
@@ -27,12 +27,12 @@ class Multiplied(NamedTuple):
         inside = shape.layers * sum(shape.projections.values())
         return cls(inside + shape.vocabulary * shape.hidden, shape.layers * shape.heads * shape.head_size)
 
-    def forward(self, first, last):
+    def forward(self, first: Any, last: Any) -> Any:
         """FLOPs of tokens `first` (from 0) up to but without `last`, when those before are kept. Numbers or arrays."""
         pairs = (last * (last + 1) - first * (first + 1)) / 2
         return 2 * self.matrices * (last - first) + 4 * self.attention * pairs
 
-    def trained(self, last, share: float = 1.0):
+    def trained(self, last: Any, share: float = 1.0) -> Any:
         """FLOPs of a sequence in forward and backward passes. share: of the matrices' entries that train."""
         return self.forward(0, last) * 3 - 2 * self.matrices * (1 - share) * last
 

@@ -22,7 +22,7 @@ def render(cost: Cost) -> str:
         return f"Nothing to pay for: all {cost.finished} results are finished."
     on_gpus = any(row.gpus for row in cost.rows)
     head = ["stage", "run", "jobs", "GPUs", "longest job", "its limit", "GPU-hours", "at the limits", "stays", "state"]
-    shown = []
+    shown: list[list[str]] = []
     for stage in dict.fromkeys(row.stage for row in cost.rows):
         of_stage = [row for row in cost.rows if row.stage == stage]
         shown += map(_cells, of_stage)

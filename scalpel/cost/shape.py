@@ -76,9 +76,11 @@ def _olmo2(hidden: int, layers: int, heads: int, intermediate: int) -> Shape:
     return Shape(hidden, intermediate, layers, heads, heads, hidden // heads, 100352, tied=False, query_key_norms=True)
 
 
-def _llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Shape:
-    """SmolLM2."""
-    return Shape(hidden, intermediate, layers, heads, kv_heads, hidden // heads, 49152, True, False)
+def _llama(
+    hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int = 49152, tied: bool = True
+) -> Shape:
+    """SmolLM2, Llama 3."""
+    return Shape(hidden, intermediate, layers, heads, kv_heads, hidden // heads, vocabulary, tied, False)
 
 
 def _qwen2(
@@ -98,6 +100,7 @@ KNOWN = {  # by the repository's name, -SFT, -DPO, -Instruct aside: the models' 
     "nvidia/AceInstruct-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),  # a Qwen2.5-1.5B
     "Qwen/Qwen2.5-Math-1.5B": _qwen2(1536, 28, 12, 2, 8960, 151936, tied=True),
     "Qwen/Qwen2.5-Math-7B": _qwen2(3584, 28, 28, 4, 18944, 152064, tied=False),
+    "meta-llama/Llama-3.1-8B": _llama(4096, 32, 32, 8, 14336, 128256, tied=False),
 }
 
 
@@ -107,7 +110,7 @@ def shape_of(base: Step, root: Path) -> tuple[Shape, str]:
     if path:
         try:
             return Shape.of_config(json.loads(path.read_text())), str(path)
-        except (json.JSONDecodeError, KeyError, TypeError, ZeroDivisionError):
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
             raise UserError(f"{path} lacks the sizes of a decoder; replace the model.") from None
     if base.recipe["kind"] == "toy":
         toy = base.recipe

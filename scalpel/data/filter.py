@@ -5,13 +5,15 @@ and adds up to the rows read. Rows are streamed in batches; what grows with the 
 question, some 75 bytes.
 """
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,9 @@ from scalpel.data.sources import BATCH_ROWS, Rows
 from scalpel.errors import UserError
 from scalpel.grading.grader import Grader
 from scalpel.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REASONS = {
     "other_source": "column source is not the wanted one",
@@ -93,7 +98,7 @@ def filter_rows(rows: Rows, recipe: FilterRecipe, model: Path, guarded: list[Pat
         table.writerow(["read", rows.total, "all rows of the source"])
 
 
-def _batches(rows) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def _batches(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     batch = []
     for item in rows:
         batch.append(item)
@@ -104,7 +109,14 @@ def _batches(rows) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         yield batch
 
 
-def _decide(batch, recipe: FilterRecipe, tokenizer, overlap: "Overlap", seen: set[int], grader: Grader):
+def _decide(
+    batch: list[tuple[int, dict[str, Any]]],
+    recipe: FilterRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    overlap: Overlap,
+    seen: set[int],
+    grader: Grader,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(kept, dropped) of one batch, in row order. Costly checks come last and see only what is left."""
     reasons: dict[int, str] = {}
     left = []

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +29,12 @@ from scalpel.data.filter import KEPT_SCHEMA
 from scalpel.data.tables import write_csv
 from scalpel.errors import UserError
 from scalpel.grading.grader import Grader
-from scalpel.inference import Engine, EngineSettings, open_engine
-from scalpel.inference.requests import Request
+from scalpel.inference import EngineSettings, open_engine
+from scalpel.inference.requests import Engine, Request
 from scalpel.progress import track
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VLLM_AT_ONCE = 4096  # completions of one part: vLLM makes batches itself, and its last ones are small
 WRITTEN_AT_ONCE = 256  # questions of a row group, whatever the parts
@@ -94,7 +98,12 @@ def generate(
 
 
 def _answers(
-    questions: list[dict], engine: Engine, tokenizer, grader: Grader, recipe: GenerateRecipe, seed: int
+    questions: list[dict],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    grader: Grader,
+    recipe: GenerateRecipe,
+    seed: int,
 ) -> list[dict]:
     """Rows of ANSWERS, question after question."""
     texts = [render(tokenizer, question["problem"]) for question in questions]
@@ -167,7 +176,7 @@ class Journal:
 
     def _parts(self) -> list[tuple[int, int, Path]]:
         found = self.directory.glob("answers-*-*.parquet")
-        return sorted((*map(int, path.stem.split("-")[1:]), path) for path in found)
+        return sorted(cast("tuple[int, int, Path]", (*map(int, path.stem.split("-")[1:]), path)) for path in found)
 
     def _whole(self, first: int, last: int, path: Path) -> bool:
         try:
@@ -180,7 +189,7 @@ class Journal:
 def _write(
     questions: list[dict],
     journal: Journal,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     recipe: GenerateRecipe,
     max_tokens: int | None,
     parameters: int,
@@ -188,6 +197,8 @@ def _write(
 ) -> None:  # fmt: skip
     """The result, from the journal."""
     counts: Counter[str] = Counter()
+    asked: Counter[int]
+    kept_of: Counter[int]
     asked, kept_of = Counter(), Counter()  # by how many of a question's answers are right
     control = control_text(tokenizer)
     read = written = 0
@@ -242,7 +253,7 @@ def _lost(answers: list[dict], control: re.Pattern) -> str:
 
 
 def _first_good(
-    question: dict, answers: list[dict], tokenizer, max_tokens: int | None, control: re.Pattern
+    question: dict, answers: list[dict], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None, control: re.Pattern
 ) -> dict | None:
     """trace and tokens of the first answer that can be trained on."""
     for answer in answers:

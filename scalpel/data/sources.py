@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,7 +74,8 @@ class Rows:
         """(row number over all files, row by column); one value for a list is a list of one."""
         number = 0
         for path in self.files:
-            wanted = sorted({place.column for place in self.columns.values()} | ({self.boxed_answer_of} - {None}))
+            boxed = cast("set[str]", {self.boxed_answer_of} - {None})
+            wanted = sorted({place.column for place in self.columns.values()} | boxed)
             try:
                 # Pre-buffering keeps every row group already read; without a buffer size each one is read whole.
                 file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -93,8 +94,7 @@ class Rows:
             row["answer"] = last_boxed(raw[self.boxed_answer_of] or "")
         row.setdefault("uuid", f"row-{number}")
         for name in NUMBERED:
-            if row[name] is not None:
-                row[name] = str(row[name])
+            row[name] = None if row[name] is None or row[name] != row[name] else str(row[name])  # nan is no answer
         for name in LISTS:
             inside = name in self.columns and self.columns[name].inside
             if name in row and not isinstance(row[name], list) and (inside or row[name] is not None):
@@ -149,8 +149,9 @@ def open_rows(
     for name, value in constants.items():
         if not _constant_fits(name, value):
             raise UserError(f"source.constants: {name} is {value!r}; it needs {_wanted(name)}.")
+    mapping: dict[str, Place]
     total, mapping = 0, {}
-    for path in files:
+    for number, path in enumerate(files):
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
@@ -158,7 +159,7 @@ def open_rows(
                 f"{path} is not a readable parquet file (truncated or corrupt: {error}); replace it."
             ) from None
         there = set(file.schema_arrow.names)
-        mapping = {}
+        before, mapping = mapping, {}
         for name in COLUMNS + OPTIONAL + more:
             column = columns.get(name, name)
             if name in constants or (name == "answer" and boxed_answer_of):
@@ -185,6 +186,12 @@ def open_rows(
                     f"{path}, row 0 and all others: column {column!r} holds values of type {kind}; it needs "
                     f"{_wanted(name)}, so convert the column."
                 )
+        if number and set(mapping) != set(before):
+            name = min(set(mapping) ^ set(before))
+            raise UserError(
+                f"{files[number - 1]} and {path}: one has the column {columns.get(name, name)!r} and the other does "
+                "not; give it to both, or leave it out of both."
+            )
         total += file.metadata.num_rows
     return Rows(files, mapping, constants, boxed_answer_of, total)
 

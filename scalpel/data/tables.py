@@ -41,7 +41,7 @@ def first_row(path: Path) -> list[dict[str, Any]]:
             batches = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20).iter_batches(batch_size=1)
             return next((batch.to_pylist() for batch in batches), [])
         if path.suffix == ".jsonl":
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 line = next((line for line in file if line.strip()), "null")
             row = json.loads(line)
             return [_flat(row)] if isinstance(row, dict) else read_rows(path)[:1]
@@ -73,7 +73,7 @@ def _undecodable(table: pa.Table | pa.RecordBatch) -> tuple[str, int]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel's begin with a byte order mark
         reader = csv.DictReader(file)
         rows = []
         for row in reader:
@@ -85,10 +85,10 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
     """JSON objects, one a line or in one list."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     # Not splitlines: text may hold other line ends than \n unescaped.
     parts = [text] if text.lstrip().startswith("[") else text.split("\n")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, part in enumerate(parts):
         if part.strip():
             try:
@@ -97,6 +97,10 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number + error.lineno}: not valid JSON ({error.msg}).") from None
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} does not hold JSON objects, one a line or in one list.")
+    if path.suffix == ".json" and len(rows) == 1 and len(rows[0]) == 1:
+        (name, value), *_ = rows[0].items()
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise UserError(f"{path} holds one object whose {name!r} is a list; write that list alone.")
     return rows
 
 

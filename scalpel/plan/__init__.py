@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from scalpel import claims, exhibits, published
 from scalpel.artifact.disk import disk_errors
@@ -19,7 +20,7 @@ from scalpel.artifact.lease import clear_remains
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.config.load import nearest, record_config
 from scalpel.config.scale import StageResources
-from scalpel.config.study import Config, RunSpec
+from scalpel.config.study import Config
 from scalpel.errors import UserError
 from scalpel.exhibits import record
 from scalpel.plan.materials import Materials
@@ -59,18 +60,25 @@ class Plan:
         looks = {run: look.model_dump(mode="json") for run, look in config.looks.items()}
         for name, raw in config.exhibits.items():
             where = f"{study}.yaml: exhibits.{name}"
+            if name == REPORT:
+                raise UserError(f"{where}: the study's page is called so; give the exhibit another name.")
             kind = raw.get("kind", name)
             if not isinstance(kind, str):
                 raise UserError(f"{where}: kind: {kind!r} is no name of an exhibit; give a kind or the path of a file.")
             kind = exhibits.find(kind, self.root, where)
             options = kind.options({key: value for key, value in raw.items() if key != "kind"}, where)
             entries = self._chosen(study, kind.reads, options.runs, where)
-            shown = list(dict.fromkeys(entry.run for entry in entries))
+            shown: Any = list(dict.fromkeys(entry.run for entry in entries))
             for run in options.labels:
                 if run not in shown:
                     raise UserError(f"{where}: labels: {run!r} is none of the runs shown{nearest(run, shown)}.")
             numbers = kind.of_published(self._published(study))
-            recipe = {"kind": kind.name, "code": kind.code, "options": options.model_dump(mode="json"), "looks": looks}
+            recipe: dict[str, Any] = {
+                "kind": kind.name,
+                "code": kind.code,
+                "options": options.model_dump(mode="json"),
+                "looks": looks | self._looks_of_others(shown),
+            }
             recipe |= {"published": numbers} if numbers else {}
             files = tuple(f"results/{kind.folder}/{study}/{name}.{suffix}" for suffix in kind.suffixes)
             self.drawings[study, name] = Drawing(study, name, recipe, entries, files)
@@ -84,16 +92,28 @@ class Plan:
             "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,
-            "answer": config.answer.model_dump(mode="json") if config.answer else None,
+            "answer": config.answer.model_dump(mode="json"),
             "margins": config.margins.model_dump(mode="json"),
             "looks": looks,
-            "runs": {run: _described(spec) for run, spec in config.runs.items()},
+            "runs": {run: spec.described() for run, spec in config.runs.items()},
+            "papers": config.papers,
             "evaluation": config.setting.evaluation.model_dump(mode="json"),
             "code": exhibits.report_code(),
         }
-        page = (f"results/report/{study}/index.html",)
+        pages = tuple(f"results/report/{study}/{page}.html" for page in ("index", "gallery"))
         shown = tuple(drawings.values())
-        self.drawings[study, REPORT] = Drawing(study, REPORT, recipe, tuple(self.entries[study]), page, shown)
+        self.drawings[study, REPORT] = Drawing(study, REPORT, recipe, tuple(self.entries[study]), pages, shown)
+
+    def _looks_of_others(self, runs: Iterable[str]) -> dict[str, dict]:
+        """Colours and markers of other studies' runs, <study>/<run>, as these studies give them, the first of each
+        colour. Two studies may call different runs alike, so labels are not taken."""
+        found: dict[str, dict] = {}
+        for run in runs:
+            owner, _, name = run.rpartition("/")
+            look = self.config.studies[owner].looks.get(name) if owner else None
+            if look and look.color not in {other["color"] for other in found.values()}:
+                found[run] = look.model_dump(mode="json") | {"label": None}
+        return found
 
     def _chosen(self, study: str, reads: tuple[str, ...], runs: tuple[str, ...], where: str) -> tuple[Entry, ...]:
         """Entries of the stages an exhibit reads, of the runs it names or, when it names none, of all."""
@@ -262,10 +282,3 @@ class Plan:
                     sweep(folder)
             sweep(recorded.parent)
         return Path(os.path.abspath(recorded))
-
-
-def _described(spec: RunSpec) -> dict:
-    """A run as the report describes it: its recipe, and its axes where they are given."""
-    recipe = spec.recipe.model_dump(mode="json") if spec.recipe else {}
-    axes = spec.model_dump(mode="json", exclude={"recipe"})
-    return recipe | {name: value for name, value in axes.items() if value is not None}

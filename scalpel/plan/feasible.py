@@ -7,6 +7,7 @@ first rows of the user's files, and of the sizes that follow from both. Nothing 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from scalpel.config.evaluation import FileQuestions, ToyQuestions
 from scalpel.config.models import TOY_EXAMPLES
@@ -44,6 +45,7 @@ def refuse_what_cannot_run(plan: Plan) -> None:
                 )
         for name, way_out in used.items():
             _check_files(plan, name, way_out)
+    _check_exhibits(plan)
     for name in dict.fromkeys(step.name for step in plan.steps.values() if step.stage == "data"):
         _check_dataset(plan, name)
     for check in (_check_caps, _check_run):
@@ -58,6 +60,30 @@ def refuse_what_cannot_run(plan: Plan) -> None:
 
 
 # ---------------------------------------------------------------- question sets and rows
+
+
+def _check_exhibits(plan: Plan) -> None:
+    """Exhibits of gain and loss need a benchmark of each."""
+    for study, config in plan.config.studies.items():
+        tasks = config.setting.evaluation.tasks
+        if any(_format(plan, task.questions or name) == "lm_eval" for name, task in tasks.items()):
+            continue  # which may be groups of tasks
+        asked = set(tasks)
+        for name, task in tasks.items():
+            if _format(plan, task.questions or name) == "ifeval":
+                asked |= {f"{name}_prompt", f"{name}_instruction"}
+        for (owner, name), drawing in plan.drawings.items():
+            options = drawing.recipe.get("options", {})
+            if owner != study or not {"gain", "kept"} <= set(options) or any("/" in e.run for e in drawing.entries):
+                continue
+            for field in ("gain", "kept"):
+                if not asked & set(options[field]):
+                    raise UserError(
+                        f"study {study}: exhibits.{name}: {field} names none of the tasks asked, which are "
+                        f"{', '.join(tasks)}; name some in a study of your own (`extends: {study}`, "
+                        f"`exhibits: {{{name}: {{{field}: [...]}}}}`), or take the exhibit away there "
+                        f"(`{name}: null`)."
+                    )
 
 
 def _format(plan: Plan, questions: str) -> str:
@@ -111,6 +137,7 @@ def _check_dataset(plan: Plan, name: str) -> None:
 
 def _check_caps(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
     """A run must hold every row that the filter lets through."""
+    recipe: Any
     dataset, recipe = spec.dataset or setting.dataset, spec.recipe
     most = plan.config.scale.datasets[dataset].filter.max_tokens
     if most and getattr(recipe, "max_tokens", most) < most:
@@ -122,6 +149,7 @@ def _check_caps(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
 
 def _check_run(plan: Plan, setting: Setting, spec: RunSpec, run: Run) -> None:
     check_tracking(setting.train_settings.tracking)
+    assert spec.recipe is not None
     METHODS[spec.recipe.method].check(spec.recipe, setting.train_settings.of(spec.recipe.method))
     _check_layers(plan, run)
     _check_supply(plan, setting, run)
@@ -133,6 +161,7 @@ def _check_layers(plan: Plan, run: Run) -> None:
         shape, _ = shape_of(run.base, plan.root)
     except UserError:
         return  # a model that is not fetched yet
+    assert run.spec.recipe is not None
     beyond = [layer for layer in run.spec.recipe.trainable.freeze_mlp_layers if layer >= shape.layers]
     if beyond:
         raise UserError(
@@ -144,6 +173,7 @@ def _check_supply(plan: Plan, setting: Setting, run: Run) -> None:
     """The question order must feed the run's steps and checkpoints, as far as its rows are known."""
     from scalpel.cost.estimate import kept_rows
 
+    recipe: Any
     recipe, data = run.spec.recipe, run.checkpoints.inputs["data"]
     if (getattr(recipe, "epochs", None) or 0) > setting.epochs:
         raise UserError(

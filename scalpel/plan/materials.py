@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from scalpel import given
 from scalpel.artifact.step import Step
-from scalpel.chat import template_text
-from scalpel.config.data import GitHubFile, HubDataset, ParquetSource, ToySource
+from scalpel.chat import OWN, template_text
+from scalpel.config.data import Columns, GitHubFile, HubDataset, HubRows, ParquetSource, ToySource
 from scalpel.config.evaluation import FORMATS, FileQuestions, LMEvalQuestions, QuestionSet, ToyQuestions
 from scalpel.config.load import nearest
 from scalpel.config.models import HubModel, LocalModel, ToyModel
 from scalpel.config.scale import Scale
 from scalpel.errors import UserError
 from scalpel.evaluation import lm_eval_files
+from scalpel.evaluation.tasks import CHOICES
 from scalpel.plan.steps import Steps
 from scalpel.remembered import file_digest
 
@@ -34,7 +36,7 @@ class Materials:
     def base(self, model: str) -> Step:
         """The base model of this name in the scale's `models`."""
         source = self.scale.models[model]
-        form = {"chat_template": template_text(source.chat_template, f"models.{model}.chat_template")}
+        form: dict[str, Any] = {"chat_template": template_text(source.chat_template, f"models.{model}.chat_template")}
         edits = {name: value for name, value in source.config_edits.identity().items() if value is not None}
         form |= {"config_edits": edits} if edits else {}
         if isinstance(source, ToyModel):
@@ -47,7 +49,9 @@ class Materials:
         assert isinstance(source, LocalModel)
         if not source.path.is_dir():
             raise UserError(f"models.{model}.path: {source.path} is not a directory; point it at a saved model.")
-        files = {path.name: file_digest(path) for path in given.model_files(source.path, f"models.{model}.path")}
+        own = source.chat_template == OWN
+        kept = [*given.model_files(source.path, f"models.{model}.path"), *given.tokenizer_files(source.path, own)]
+        files = {path.relative_to(source.path).as_posix(): file_digest(path) for path in kept}
         if not any((source.path / name).is_file() for name in TOKENIZERS):
             raise UserError(
                 f"models.{model}.path: {source.path} holds no tokenizer ({', '.join(TOKENIZERS)}); save it there, too."
@@ -60,7 +64,7 @@ class Materials:
         return self.steps.add("fetch", name, {"type": "model", "repo": repo, "revision": revision})
 
     def _fetch_dataset(self, name: str, source: HubDataset) -> Step:
-        recipe = {"type": "dataset"} | source.model_dump(mode="json", exclude={"kind"})
+        recipe = {"type": "dataset"} | source.model_dump(mode="json", include=set(HubDataset.model_fields) - {"kind"})
         return self.steps.add("fetch", name, recipe)
 
     def _file(
@@ -94,7 +98,12 @@ class Materials:
                     f"{where}: give its `format` (a public dataset's own columns are known by the set's name: "
                     f"{', '.join(FORMATS)})."
                 )
+            if source.shuffle is not None and form not in CHOICES:
+                raise UserError(
+                    f"{where}.shuffle: it is for multiple choice; the set's format is {form}: leave it out."
+                )
             recipe |= {"format": form} | ({"columns": source.columns} if source.columns else {})
+            recipe |= {} if source.shuffle is None else {"shuffle": source.shuffle}
             files = {"questions": source.file} | ({"examples": source.examples} if source.examples else {})
         else:
             assert isinstance(source, LMEvalQuestions)
@@ -119,9 +128,10 @@ class Materials:
         if isinstance(source.source, ToySource):
             inputs["toy"] = self.toy()
             recipe["source"] = {"kind": "toy"}
-        elif isinstance(source.source, HubDataset):
+        elif isinstance(source.source, HubRows):
             inputs["fetch"] = self._fetch_dataset(dataset, source.source)
-            recipe["source"] = {"kind": "hub"}
+            columns = source.source.model_dump(mode="json", include=set(Columns.model_fields), exclude_defaults=True)
+            recipe["source"] = {"kind": "hub"} | columns
         else:
             assert isinstance(source.source, ParquetSource)
             recipe["source"] = source.source.model_dump(mode="json", exclude={"path"})

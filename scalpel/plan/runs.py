@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from scalpel import given
 from scalpel.artifact.step import Step
@@ -20,6 +21,10 @@ from scalpel.plan.model import Entry, Run
 from scalpel.plan.steps import Steps
 from scalpel.remembered import file_digest
 from scalpel.stages import STAGES
+
+if TYPE_CHECKING:
+    from scalpel.config.analysis import KLRecipe
+    from scalpel.config.evaluation import EvaluationRecipe
 
 
 class Runs:
@@ -77,6 +82,7 @@ class Runs:
         inputs = {"base": base, "data": rows, "order": order}
         inputs |= {"start": start.checkpoints} if start else {}
         inputs |= {"layers": self._trace(study, spec, seed, base, where)} if spec.layers_from else {}
+        assert spec.recipe is not None
         method = METHODS[spec.recipe.method]
         settings = setting.train_settings.of(spec.recipe.method)
         seal = fingerprint(settings, spec.recipe)
@@ -127,6 +133,7 @@ class Runs:
         questions = setting.trace.questions
         if questions not in self.config.scale.questions:
             raise UserError(f"{where}: layers_from needs a question set {questions!r} of known facts; add it.")
+        assert spec.layers_from is not None
         source, inputs = spec.layers_from, {"base": base, "questions": self.materials.questions(questions)}
         if source != BASE:
             inputs["checkpoints"] = self._referred(study, source, seed, f"{where}: layers_from").checkpoints
@@ -138,8 +145,9 @@ class Runs:
         where = f"study {study}, run {name!r}: given"
         base = self.materials.base(spec.model or setting.model)
         inputs, paths, files = {"base": base}, {}, {}
+        step: int | Step
         if isinstance(source, LocalCheckpoints):
-            found = source.checkpoints or given.find_checkpoints(source.path, where)
+            found = source.checkpoints or given.find_checkpoints(cast(Path, source.path), where)
             for step, path in sorted(found.items()):
                 files[str(step)] = {p.name: file_digest(p) for p in given.model_files(path, where)}
                 paths[str(step)] = str(path.resolve())
@@ -150,7 +158,9 @@ class Runs:
                 commit = given.resolved(source.repo, branch, self._revisions, where)
                 inputs[f"fetch/{step:06d}"] = self.materials.fetch_model(f"{name}.{step}", source.repo, commit)
             settings = {}
-        recipe = {"files": files} if files else {}
+        recipe: dict[str, Any] = {"files": files} if files else {}
+        if "output" in settings and (state := Path(str(settings["output"])) / "trainer_state.json").is_file():
+            recipe["state"] = file_digest(state)  # whose log is read
         sizes = {
             field: getattr(source, field) for field in ("questions_per_step", "tokens_per_step", "written_per_step")
         }
@@ -183,6 +193,7 @@ class Runs:
 
     def _results_of(self, run: Run, config: Study) -> Iterator[Entry]:
         setting, scale = config.setting, self.config.scale
+        recipe: EvaluationRecipe | KLRecipe
         chain = tuple(run.chain)
         yield Entry(run.checkpoints.stage, run.name, run.seed, run.checkpoints, chain=chain)
         if "layers" in run.checkpoints.inputs:
@@ -225,11 +236,19 @@ class Runs:
         first = run.spec.seeds[0]
         if run.seed != first:
             inputs["other"] = self.run(run.study, run.name, first).checkpoints
+        assert config.setting.structure is not None
         recipe = config.setting.structure.identity() | {"checkpoints": evaluated}
         return self.steps.add("structure", run.label, recipe, inputs, self.steps.threads("structure"))
 
     def _evaluation(
-        self, label: str, group: str, shard: int, shards: int, recipe, checkpoints: list[int], inputs: dict[str, Step]
+        self,
+        label: str,
+        group: str,
+        shard: int,
+        shards: int,
+        recipe: EvaluationRecipe,
+        checkpoints: list[int],
+        inputs: dict[str, Step],
     ) -> Step:
         """One group of benchmarks on checkpoints by index; of the base model where there are none."""
         sets = {

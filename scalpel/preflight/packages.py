@@ -14,7 +14,7 @@ from scalpel.preflight.finding import ERROR, OK, WARNING, Finding, some
 def environment(on_gpus: bool, locks: Path) -> Finding:
     """Installed packages against the lock this plan needs: gpu.lock, which holds all of laptop.lock, for GPU jobs."""
     name = "gpu.lock" if on_gpus and (locks / "gpu.lock").is_file() else "laptop.lock"
-    pins = {}
+    pins: dict[str, str] = {}
     for file in ("torch.lock", name):
         pins |= read_pins((locks / file).read_text()) if (locks / file).is_file() else {}
     absent, other = [], []

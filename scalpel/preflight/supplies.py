@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scalpel.cost.estimate import Cost
+from scalpel.cost.estimate import Cost, Row
 from scalpel.cost.render import size
 from scalpel.plan import Plan
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding, some
@@ -46,21 +46,22 @@ def disk(root: Path, cost: Cost) -> Iterator[Finding]:
 
 
 def time_limits(cost: Cost) -> Iterator[Finding]:
-    """Jobs whose estimate exceeds the time they may run."""
+    """Jobs whose estimate exceeds the time they may run; those of one length, as seeds are, together."""
+    alike: dict[tuple, list[Row]] = {}
     for row in cost.rows:
         if row.hours and row.longest > row.limit:
-            rest = (
-                f"it will be queued again some {int(row.longest / row.limit)} times"
-                if row.stage == "train"
-                else "its jobs start over when they are ended: raise it, or `evaluation_shards`"
-            )
-            label = f"{row.stage} {row.name}".strip()
-            yield Finding(
-                "time limit",
-                WARNING,
-                f"{label} is estimated at {row.longest:.1f} h a job and may run {row.limit:g} h "
-                f"(resources.{row.stage}.runtime); {rest}.",
-            )
+            alike.setdefault((row.stage, f"{row.longest:.1f}", f"{row.limit:g}", row.again), []).append(row)
+    for (stage, hours, limit, again), rows in alike.items():
+        rest = (
+            f"a job will be queued again {'once' if again == 1 else f'{again} times'}"
+            if stage == "train"
+            else "its jobs start over when they are ended: raise it, or `evaluation_shards`"
+        )
+        label = f"{stage} {', '.join(row.name for row in rows)}".strip()
+        sentence = (
+            f"{label}: estimated at {hours} h a job, which may run {limit} h (resources.{stage}.runtime); {rest}."
+        )
+        yield Finding("time limit", WARNING, sentence)
 
 
 def reachable(plan: Plan, environ: Mapping[str, str]) -> Finding:
@@ -68,6 +69,14 @@ def reachable(plan: Plan, environ: Mapping[str, str]) -> Finding:
     wanted = [step for step in plan.missing() if step.stage == "fetch"]
     if not wanted:
         return Finding("model, data", OK, "Nothing is left to fetch: all of it lies in results/ or in local files.")
+    for step in wanted:
+        if step.recipe["revision"] is None:
+            field = f"overrides: {{datasets: {{{step.name}: {{source: {{revision: <40 digits>}}}}}}}}"
+            return Finding(
+                "model, data",
+                ERROR,
+                f"No commit of {step.recipe['repo']} is named: give one, `{field}`, or a copy's path.",
+            )
     names = some(sorted({step.recipe["repo"] for step in wanted}))
     offline = next((k for k in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if environ.get(k, "").upper() in TRUE), None)
     if offline:

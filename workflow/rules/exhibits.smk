@@ -45,6 +45,7 @@ rule report:
         lambda w: drawn(w, current=False),
     output:
         in_report("results/report/{study}/index.html"),
+        "results/report/{study}/gallery.html",
         "results/report/{study}/index.json",
     log:
         "results/logs/report/{study}.log",
