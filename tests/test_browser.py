@@ -1,6 +1,6 @@
-"""The page in a real browser, Chromium: narrow, dark and printed, and what axe-core (npm) finds in it.
+"""The report's pages in a real browser, Chromium: narrow, dark and printed, and what axe-core (npm) finds in it.
 
-The page allows no scripts, so that a copy without that rule is measured. Skipped where there is no Chromium, and the
+They allow no scripts, so that a copy without that rule is measured. Skipped where there is no Chromium, and the
 test of axe-core where npm cannot have it.
 """
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests import synthetic
 from tests.test_exhibits import world
-from tests.test_report import build, study
+from tests.test_report import build, page_of, study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -26,9 +26,16 @@ FOUND = "window.found = found => document.body.textContent = 'FOUND' + JSON.stri
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
+def pages(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("browser")
-    text = build(world(root, workflow=synthetic.workflow_with(root, study() | {"exhibits": whole()})))
+    made = world(root, workflow=synthetic.workflow_with(root, study() | {"exhibits": whole()}))
+    build(made)
+    return page_of(made).parent
+
+
+@pytest.fixture(scope="module", params=["index", "gallery"])
+def page(request, pages) -> str:
+    text = (pages / f"{request.param}.html").read_text()
     return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
 
 
@@ -56,6 +63,7 @@ def test_nothing_is_wider_than_the_window(width, page, tmp_path):
     frame = f'<iframe width="{width}" height="900" style="border:0" srcdoc="{html.escape(page)}"></iframe>'
     look = """addEventListener('load', () => {
       const inside = document.querySelector('iframe').contentDocument, of = inside.documentElement;
+      inside.querySelectorAll('details').forEach(d => d.open = true);
       const wide = [...inside.querySelectorAll('main > *, header > *')].filter(e => e.scrollWidth > e.clientWidth + 1);
       found([of.scrollWidth, of.clientWidth, wide.map(e => e.outerHTML.slice(0, 200))]);
     })"""

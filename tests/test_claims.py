@@ -171,8 +171,8 @@ def evidence(**changed) -> Evidence:
                             questions=[64.0] * 60),
         },
         "structure": structure,
-        "trace": {("mlp", "last subject"): [(0.02, 0.002), (0.1, 0.004), (0.05, 0.003), (0.01, 0.002)],
-                  ("mlp", "last"): [(0.01, 0.002), (0.02, 0.002), (0.05, 0.003), (0.2, 0.005)]},
+        "trace": {("mlp", position): [(aie, 0.003, 200) for aie in of]
+                  for position, of in (("last subject", (0.02, 0.1, 0.05, 0.01)), ("last", (0.01, 0.02, 0.05, 0.2)))},
         "rivals": {name: Sample("base", (0,), np.array([missed]), missed + rng_of(name).normal(0, 0.02, (1, 12)),
                                 tuple(range(12)), what="runs", trained=False)
                    for name, missed in (("KL on math_500 (nats)", 0.1), ("relative weight change", 0.5),
@@ -224,8 +224,8 @@ def known(p: float) -> dict[str, float]:
     return dict.fromkeys(KNOWLEDGE, p)
 
 
-def traced(late: float) -> Evidence:
-    return replace(WHOLE, trace=WHOLE.trace | {("mlp", "last"): [(-0.1, 0.001)] * 3 + [(late, 0.001)]})
+def traced(late: float, error: float = 0.001, facts: int = 200) -> Evidence:
+    return replace(WHOLE, trace=WHOLE.trace | {("mlp", "last"): [(-0.1, 0.001, facts)] * 3 + [(late, error, facts)]})
 
 
 def unretained() -> Evidence:
@@ -277,7 +277,7 @@ OPPOSED = {  # claim -> evidence in which the opposite appears
     "Freezing MLPs lifts": with_scores(sft_frozen_mlp={"gpqa_diamond": 0.1}),
     "Freezing MLPs leaves the remaining": with_scores(sft_frozen_mlp={"mmlu": 0.9}),
     "Freezing MLPs is": with_scores(sft_frozen_mlp=dict.fromkeys(("math_500", "gsm8k", "aime24", *KNOWLEDGE), 0.9)),
-    "Causal tracing": traced(-0.1),
+    "Causal tracing": traced(0.05),
     "GRPO amplifies": with_scores(grpo={"math_500": 0.45}),
     "SFT adds": with_scores(grpo={"math_500": 0.5}, sft_3ep={"math_500": 0.99}),
     "GRPO keeps more of the base's right answers than SFT, in domain": unretained(),
@@ -294,7 +294,7 @@ OPPOSED = {  # claim -> evidence in which the opposite appears
     "So it does": with_scores(sft_own_grpo_rate=known(0.1)),
     "KL regularisation": with_scores(grpo_kl=known(0.9)),
     "RL changes 5-30%": structured("sft_3ep", unchanged_bf16=0.99),
-    "RL's updates are": structured("grpo", rank=-0.1),
+    "RL's updates are": structured("grpo", rank=0.5),
     "Entries that two": structured("grpo", overlap=-0.2),
     "RL's sparsity": structured("grpo", unchanged=0.95),
     "SFT distorts": swapped("structure"),
@@ -449,6 +449,28 @@ def test_one_seed_and_few_layers_have_no_error():
     }
     found = outcome("Query and key updates are largest in middle layers under SFT", replace(WHOLE, change=thin))
     assert found.kind == UNDECIDED and "no error known" in found.measured and "several seeds" in found.decides
+
+
+def test_a_limit_is_refuted_on_its_other_side():
+    """As much as the quantity may be above zero; and nothing is said to decide what is decided."""
+    few, full = "RL changes 5-30%", "RL's updates are"
+    for start, measures in ((few, {"unchanged_bf16": 0.5}), (few, {"unchanged_bf16": 0.99}), (full, {"rank": 0.4})):
+        found = outcome(start, structured("grpo", **measures))
+        assert found.kind == OPPOSITE and not found.decides, found
+
+
+def test_an_effect_of_few_facts_has_student_s_interval():
+    """0.2 +- 0.03 of three facts: t is 4.3, and the late site is not above 0.1 for certain."""
+    few, many = (outcome("Causal tracing", traced(0.2, 0.03, facts)) for facts in (3, 200))
+    assert (few.kind, many.kind) == (UNDECIDED, APPEARS)
+    assert "+0.2 [+0.0709, +0.329]" in few.measured and "3 to 200 facts" in few.measured
+
+
+def test_what_there_is_no_difference_in_is_named():
+    """Not a part that appears, however small its difference is."""
+    values = {"q_proj": 1.006, "k_proj": 1.006, "v_proj": 1.0, "o_proj": 1.006}
+    found = outcome("Values and outputs", changed("grpo", **{name: [v] * 8 for name, v in values.items()}))
+    assert found.kind == NO_DIFFERENCE and found.verdict.endswith(("(q / o)", "(k / o)")), found
 
 
 def test_a_gain_beyond_the_limit_is_not_modest():
@@ -634,7 +656,10 @@ def odd_evidence(seed: int) -> Evidence:
         return some({run: some({key: odd(one) for key, one in of_run.items()}) for run, of_run in found.items()})
 
     scores = all_odd(WHOLE.scores)
-    trace = some({key: [(rng.choice(ODD), rng.choice(ODD)) for _ in of] for key, of in WHOLE.trace.items()})
+    trace = some(
+        {key: [(rng.choice(ODD), rng.choice(ODD), rng.choice((0, 1, 2, 200))) for _ in of]
+         for key, of in WHOLE.trace.items()}
+    )  # fmt: skip
     rivals = some({name: odd(one) for name, one in WHOLE.rivals.items()})
     return Evidence(scores, {run: [tasks] for run, tasks in scores.items()}, all_odd(WHOLE.kl), all_odd(WHOLE.change),
                     all_odd(WHOLE.log), all_odd(WHOLE.structure), trace, rivals)  # fmt: skip

@@ -1,5 +1,6 @@
 """Exhibits on small synthetic results in the stages' own layout."""
 
+import ast
 import contextlib
 import json
 import math
@@ -18,15 +19,17 @@ from scalpel import exhibits, published
 from scalpel.artifact.files import write_atomically
 from scalpel.artifact.manifest import difference
 from scalpel.errors import UserError
-from scalpel.exhibits import axis, drawing, record, uncertainty
+from scalpel.exhibits import axis, drawing, record, spent, uncertainty
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.options import ExhibitOptions
-from scalpel.exhibits.render import render
+from scalpel.exhibits.render import _csv, render
 from scalpel.exhibits.results import PROJECTIONS, Results, final, task_name, task_order
 from scalpel.exhibits.style import PALETTE, Style
+from scalpel.report.tables import of_csv
 from tests import synthetic
 from tests.synthetic import STUDY, checkpoint_steps
 
+ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)
 FIGURES = ("grpo_rewards", "sft_loss", "benchmarks", "kl", "norms_grpo", "norms_sft", "norms_course", "controls")
 TABLES = ("scores", "kl_final", "norms", "equal_budget")
@@ -113,6 +116,19 @@ def test_every_file_says_what_it_shows(one_seed, name):
     assert not list(files[0].parent.glob(".*")), "temporary files are gone"
 
 
+def test_text_keeps_its_characters_on_the_way_to_a_page(tmp_path):
+    """What looks like a number or like nothing, and ends of lines."""
+    texts = ["NA", "null", "007", "1e5", "+1.0", "a\rb", 'c\n"d"\r\n', "nan"]
+    frame = pd.DataFrame(
+        {"text": texts, "count": range(9_998, 10_006), "value": [0.5, math.nan] + [1 / 3] * 6, "id": ["007"] * 8}
+    )
+    (tmp_path / "x.csv").write_bytes(_csv(frame, {"digest": "x"}))
+    columns = dict(zip("tcvi", zip(*of_csv(tmp_path / "x.csv", str).rows, strict=True), strict=True))
+    assert [cell.replace("\r\n", "\n") for cell in columns["t"]] == [text.replace("\r\n", "\n") for text in texts]
+    assert columns["c"][:3] == ("9998", "9999", "10,000") and columns["v"][:3] == ("0.5", "–", "0.3333")
+    assert set(columns["i"]) == {"007"}
+
+
 def test_the_csv_holds_the_numbers_drawn(one_seed):
     (file,) = [file for file in make(one_seed, "kl") if file.suffix == ".csv"]
     pd.testing.assert_frame_equal(pd.read_csv(file, skiprows=1), table(one_seed, "kl"), check_dtype=False)
@@ -152,7 +168,7 @@ def test_killed_at_any_moment_no_record_stands_over_other_files(one_seed, monkey
         patch.setattr(drawing, "write_atomically", dying(write_atomically))
         patch.setattr(record, "write_atomically", dying(write_atomically))
         with contextlib.suppress(KeyboardInterrupt):
-            drawing.put(opened, {file.suffix[1:]: b"other" for file in files})
+            drawing.put(opened, {file.name: b"other" for file in files})
     found = record.read(opened.place(opened.record))
     assert not found or all(difference(file, found["files"][file.name]) is None for file in files)
     assert plan.is_current(planned) == bool(found)
@@ -282,6 +298,35 @@ def test_a_task_in_ifeval_s_format_has_two_scores_whatever_its_name(tmp_path):
 # ---------------------------------------------------------------- standard errors
 
 
+DECIDE_NO_NUMBER = (
+    "artifact/", "config/", "plan/", "checkpoints.py", "errors.py", "progress.py", "published.py", "stages.py",
+    "analysis/trace.py",  # of which figures take the names of kinds and positions
+)  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Files of scalpel/ that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scalpel"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            files = ["/".join(name.split(".")[1:]) + ".py" for name in names]
+            found |= {file for file in files if (ROOT / "scalpel" / file).is_file()}
+    return {file for file in found if not file.startswith(DECIDE_NO_NUMBER)}
+
+
+@pytest.mark.parametrize("kind", [*exhibits.kinds(), "report"])
+def test_whatever_decides_an_exhibit_is_in_its_code(kind, monkeypatch):
+    """So that a change of it draws the exhibit again."""
+    hashed: list[Path] = []
+    monkeypatch.setattr(exhibits, "_code", lambda *paths: hashed.extend(paths) or "")
+    exhibits.report_code() if kind == "report" else exhibits.find(kind, ROOT, "here")
+    there = {path.relative_to(ROOT / "scalpel").as_posix() for path in hashed}
+    wanted = {file: imports(ROOT / "scalpel" / file) for file in there if file.endswith(".py")}
+    wanted.pop("exhibits/__init__.py")
+    assert {file: of - there for file, of in wanted.items() if of - there} == {}
+
+
 def test_standard_error_joins_questions_and_seeds():
     assert uncertainty.standard_error([0.5], [0.04]) == 0.04
     values, errors = [0.4, 0.5, 0.9], [0.03, 0.04, 0.05]
@@ -330,7 +375,7 @@ def test_equal_budgets_need_the_base_model_and_a_task_asked(one_seed):
     with pytest.raises(UserError, match="base model"):
         kind.module.table(results, options)
     kind, results, options = shown(one_seed, "equal_budget", gain=["aime24"])
-    with pytest.raises(UserError, match="none of the tasks asked, which are gsm8k"):
+    with pytest.raises(UserError, match="none of the tasks asked, which are math_500, gsm8k"):
         kind.module.table(results, options)
 
 
@@ -686,6 +731,7 @@ def chain(tmp_path_factory):
         content = synthetic.made_up(entry.stage, entry.run, entry.seed, step.recipe) if entry else {}
         if step.stage == "generate":
             content = {"spent.json": json.dumps({"read_tokens": 1000, "written_tokens": 500, "flops": 7e9})}
+            content["kept.parquet"] = synthetic.KEPT
         if step.stage == "given":
             content = {"checkpoints.json": synthetic.checkpoints_json([10])}
         if entry and entry.run == "made" and entry.stage == "kl":
@@ -698,19 +744,47 @@ def chain_log(chain, run: str) -> pd.DataFrame:
     return parquet(chain, "train", run, "log.parquet", "s")
 
 
+def counted(chain, run: str) -> pd.DataFrame:
+    """FLOPs of each step; those of log.parquet leave attention out."""
+    (step,) = (e.step for e in chain[0].entries["s"] if (e.stage, e.run) == ("train", run))
+    found = spent.of_run(chain[1] / step.directory)
+    assert not np.allclose(found["trained"], chain_log(chain, run)["flops"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "columns", "answers"),
-    [("questions", ["questions"], 0), ("tokens", ["tokens", "written"], 1500), ("flops", ["flops"], 7e9)],
+    [
+        ("questions", ["questions"], 0),
+        ("tokens", ["tokens", "written"], 1500),
+        ("flops", ["trained", "scored", "written"], 7e9),
+    ],
 )
 def test_an_axis_counts_the_whole_chain(chain, name, columns, answers):
     frame = table(chain, "kl", "s", x=name, runs=["first", "then"])
-    first, then = (chain_log(chain, run)[columns].sum(axis=1).to_numpy() for run in ("first", "then"))
+    of_steps = counted if name == "flops" else chain_log
+    first, then = (of_steps(chain, run)[columns].sum(axis=1).to_numpy() for run in ("first", "then"))
     steps = checkpoint_steps("then")
     of_first, of_then = (frame[frame["run"] == run].sort_values("step")["x"] for run in ("first", "then"))
     np.testing.assert_allclose(of_first, [first[:step].sum() for step in steps])
     np.testing.assert_allclose(of_then, [first.sum() + answers + then[:step].sum() for step in steps])
     label = draw(chain, "kl", "s", x=name, runs=["first", "then"]).axes[0].get_xlabel()
     assert label == axis.LABELS[name]
+
+
+def test_wall_time_of_steps_comes_from_the_clock_of_the_run(chain, one_seed, tmp_path):
+    seconds = np.cumsum([0.5 + step % 3 for step in range(1, 41)])
+    frame = table(chain, "kl", "s", x="seconds", runs=["first"]).sort_values("step")
+    np.testing.assert_allclose(frame["x"], [seconds[step - 1] for step in checkpoint_steps("first")])
+    with pytest.raises(UserError, match=r"run 'then' cannot be shown over seconds .* answers"):
+        table(chain, "kl", "s", x="seconds", runs=["then"])
+    with pytest.raises(UserError, match=r"run 'made' cannot be shown over seconds .*provenance\.json has no step_sec"):
+        table(chain, "kl", "s", x="seconds", runs=["made"])
+    equal = table(one_seed, "equal_budget", budgets=["seconds"], runs=["base", "grpo", "sft_1ep"])
+    assert set(equal["budget"]) == {f"{sum(0.5 + step % 3 for step in range(1, 36)):.3g} seconds"}
+    assert equal["step"].astype(int).tolist() == [25, 35], (
+        "of a hundred steps no other of GRPO's 8 checkpoints is before"
+    )
 
 
 def test_steps_count_the_chain_and_need_no_log(chain):
@@ -731,10 +805,13 @@ def test_a_run_without_a_count_is_named(chain, tmp_path):
     copy = chain[0], tmp_path / "copy"
     step = next(e.step for e in chain[0].entries["s"] if (e.stage, e.run) == ("train", "first"))
     log = chain_log(chain, "first").drop(columns="seed")
-    synthetic.finish(step, copy[1], {"log.parquet": log.drop(columns="flops")})
-    with pytest.raises(UserError, match=r"run 'first' cannot be shown over flops .* has no column 'flops'"):
-        table(copy, "kl", "s", x="flops", runs=["first"])
-    with pytest.raises(UserError, match=r"run 'then' cannot be shown over flops .*results/train/first-"):
+    synthetic.finish(step, copy[1], {"log.parquet": log.drop(columns="tokens")})
+    with pytest.raises(UserError, match=r"run 'first' cannot be shown over tokens .* has no column 'tokens'"):
+        table(copy, "kl", "s", x="tokens", runs=["first"])
+    with pytest.raises(UserError, match=r"run 'then' cannot be shown over tokens .*results/train/first-"):
+        table(copy, "kl", "s", x="tokens", runs=["then"])
+    (copy[1] / step.directory / "questions.parquet").unlink()
+    with pytest.raises(UserError, match=r"results/train/first.*/questions\.parquet"):
         table(copy, "kl", "s", x="flops", runs=["then"])
     synthetic.finish(step, copy[1], {"log.parquet": log[log["step"] < 30]})
     with pytest.raises(UserError, match=r"run 'first' cannot be shown over tokens .* ends before step"):

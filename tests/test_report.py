@@ -4,12 +4,14 @@ import datetime
 import html
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -22,8 +24,8 @@ from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results, final
 from scalpel.exhibits.style import PALETTE
-from scalpel.report import answer, audits, course, setup, tables
-from scalpel.report.build import light, report
+from scalpel.report import answer, audits, course, runs, setup, tables
+from scalpel.report.build import ROWS, light, report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
 from tests import synthetic
@@ -41,19 +43,19 @@ def study() -> dict:
     return whole
 
 
-def build(made) -> str:
-    """The page's text, after all exhibits are made."""
+def build(made, study: str = STUDY) -> str:
+    """The page's text, after all exhibits of the study are made."""
     plan, root = made
     plan.record()
-    for (_, name), planned in plan.drawings.items():
-        if name != "report":
+    for (owner, name), planned in plan.drawings.items():
+        if owner == study and name != "report":
             render(root / planned.recipe_path)
-    report(root / plan.drawings[STUDY, "report"].recipe_path)
-    return page_of(made).read_text()
+    report(root / plan.drawings[study, "report"].recipe_path)
+    return page_of(made, study).read_text()
 
 
-def page_of(made) -> Path:
-    return made[1] / "results" / "report" / STUDY / "index.html"
+def page_of(made, study: str = STUDY) -> Path:
+    return made[1] / "results" / "report" / study / "index.html"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +88,12 @@ class Balance(HTMLParser):
 
 
 def test_report_is_one_file_with_everything(made, page):
-    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["index.html", "index.json"]
+    assert sorted(p.name for p in page_of(made).parent.iterdir()) == ["gallery.html", "index.html", "index.json"]
     assert page.count("data:image/png;base64,") == 9 and page.count('<section id="') == 14
     assert not re.search(r'src="(?!data:)', page) and "url(" not in page and "<script" not in page
     for target in re.findall(r'href="([^"]*)"', page):
         where = page_of(made).parent / target
-        assert f'id="{target[1:]}"' in page if target.startswith("#") else where.is_file(), target
+        assert f'id="{target[1:]}"' in page if target.startswith("#") else where.exists(), target
     assert "default-src 'none'" in page, "a browser would refuse to load anything"
     for claim in CLAIMS:
         assert html.escape(claim.text).replace("&#x27;", "&#39;") in page
@@ -105,6 +107,28 @@ def test_report_is_one_file_with_everything(made, page):
     parser.feed(page)
     assert not parser.open
     assert current(page_of(made))["digest"] == made[0].drawings[STUDY, "report"].digest
+
+
+def test_the_gallery_has_every_exhibit_beside_its_numbers(made, page):
+    place = page_of(made).with_name("gallery.html")
+    text = place.read_text()
+    names = re.findall(r'<section id="(\w+)">', text)
+    figures = [name for name in study()["exhibits"] if (made[1] / f"results/figures/{STUDY}/{name}.png").exists()]
+    assert names == figures + [name for name in study()["exhibits"] if name not in figures]
+    assert text.count("data:image/png;base64,") == 9 and "<script" not in text and "Scalpel &lt;vs.&gt; Hammer" in text
+    for name, section in zip(names, text.split('<section id="')[1:], strict=True):
+        links = re.findall(r'href="([^"]*)"', section.split("</section>")[0])
+        assert f'href="#{name}"' in text
+        (numbers,) = [(place.parent / link).resolve() for link in links if link.endswith(".csv")]
+        rows = len(pd.read_csv(numbers, skiprows=1))
+        assert f"<code>{name}.csv</code>, {rows} row" in section
+        assert section.split("<tbody>")[1].count("<tr") == min(rows, ROWS)
+        assert (rows > ROWS) == (f"the first {ROWS}<" in section) and all(
+            (place.parent / link).exists() for link in links
+        )
+    parser = Balance()
+    parser.feed(text)
+    assert not parser.open
 
 
 def test_pictures_on_the_page_keep_the_colours_of_runs(made):
@@ -177,11 +201,32 @@ def test_what_the_control_keeps_is_said_with_its_interval():
     assert scales.has("grpo") and not scales.has("absent") and not scales.has(None)
 
 
+def test_who_wins_at_equal_budgets_is_counted():
+    columns = ["budget", "run", "step", "spent", "gain", "kept", "gain − first", "kept − first"]
+    rows = [
+        ("8 asked", "A", "1", "8", "+1.0 [-1.0, +3.0]", "-2.0 [-3.0, -1.0]", "", ""),
+        ("8 asked", "B", "1", "8", "+9.0 [+8.0, +9.9]", "-9.0 [-9.9, -8.0]", "+8.0 [+5.0, +9.0]", "-7.0 [-9.0, -5.0]"),
+        ("8 asked", "C", "1", "8", "+2.0 [-5.0, +9.0]", "-1.0 [-9.0, +8.0]", "+1.0 [-5.0, +7.0]", "+1.0 [-5.0, +9.0]"),
+        ("8 asked", "D", "no log", "", "", "", "", ""),
+        ("2 FLOPs", "A", "1", "2", "+3.0", "-2.0", "", ""),
+        ("2 FLOPs", "C", "1", "2", "-1.0", "-1.0", "-4.0", "+1.0"),
+        ("5 seconds", "A", "1", "5", "+3.0", "-2.0", "", ""),
+    ]  # fmt: skip
+    said = answer.at_equal_budgets(tables.Table([tables.Column(name) for name in columns], rows))
+    assert [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] == [
+        "Within 8 asked, of 2 others 1 gain more than A and 0 less, 0 keep more and 1 less (intervals without 0); "
+        "B gains most, +9.0 [+8.0, +9.9].",
+        "Within 2 FLOPs, of 1 others 0 gain more than A and 0 less, 0 keep more and 0 less (intervals without 0); "
+        "A gains most, +3.0.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
         ({"runs": ["gpro"]}, "answer: no run of it is named 'gpro'; did you mean 'grpo'"),
         ({"control": "sft_matchd"}, "did you mean 'sft_matched'"),
+        ({"equal": "frontier"}, "equal: 'frontier' is no exhibit of kind equal_budget"),
         ({"picture": "fronteer"}, "picture: no exhibit of it is named 'fronteer'; did you mean 'frontier'"),
     ],
 )
@@ -217,7 +262,7 @@ def test_every_run_is_shown_after_each_share_of_its_steps(made, page):
 
 
 def test_completions_of_runs_stand_side_by_side(page):
-    section = page[page.index('<h2 id="completions">') : page.index('<h2 id="data">')]
+    section = page[page.index('<h2 id="completions">') : page.index('<h2 id="runs">')]
     assert re.findall(r"<summary>([^;<]*)", section) == ["MATH-500", "GSM8k", "IFEval"]
     first = section.split("<details")[1]
     assert first.count('<div class="said">') == 1 + 3 * 3, "the base model, and three checkpoints of three runs"
@@ -239,6 +284,39 @@ def test_the_page_says_when_and_with_what_its_results_were_made(tmp_path):
     assert found.dates == ["2026-05-01", "2026-05-03"] and found.took == "6:00" and found.damaged == ["data/d-1"]
     assert found.packages == ["Python 3.11.7", "torch 2.13.0 and 2.14.0"]
     assert made_of([]).dates == []
+
+
+def test_every_run_has_its_recipe_beside_the_paper_s_and_its_curves(made, page):
+    plan, root = made
+    config = plan.config.studies[STUDY]
+    recipe, paper = config.runs["grpo"].recipe.model_dump(mode="json"), config.papers["grpo"]
+    other = {name for name in recipe if recipe[name] != paper[name]}
+    part = page[page.index('id="run-grpo"') :]
+    part = part[: part.index("</details>")]
+    fields = re.findall(r"<tr>\s*<td class=\"\">([\w.]+)</td>", part)
+    assert "learning_rate" in other and {field.split(".")[0] for field in fields} == other
+    assert f">{recipe['generations']}<" in part and f">{paper['generations']}<" in part
+    assert "accuracy reward of GRPO: " in part and "MATH-500 (%) of GRPO: " in part
+    step = next(e.step for e in plan.entries[STUDY] if (e.stage, e.run) == ("train", "grpo"))
+    log = pd.read_parquet(root / step.directory / "log.parquet").sort_values("step")["accuracy_reward"]
+    svg = part[part.index("accuracy reward of GRPO") :]
+    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]*)"', svg)[1].split()]
+    assert len(points) == 100 and points[0][0] == 0 and points[-1][0] == 240
+    heights = 60 * (1 - (log - log.min()) / (log.max() - log.min()))
+    np.testing.assert_allclose([y for _, y in points], heights, atol=0.051)
+    assert f"{log.iloc[0]:.3g} at step 1, {log.iloc[-1]:.3g} at step 100" in svg
+    assert f'href="../../train/{Path(step.directory).name}"' in part
+    assert (page_of(made).parent / f"../../train/{Path(step.directory).name}").is_dir()
+
+
+def test_runs_that_the_paper_s_scale_has_not_are_said(tmp_path):
+    results = Results([])
+    here = {"mine": {"method": "sft", "seeds": [1], "epochs": 3}, "same": {"method": "sft", "seeds": [1]}}
+    mine, same = runs.runs(results, here, {"same": here["same"]}, tmp_path)
+    assert mine.differs is None and same.differs.rows == [] and mine.curves == []
+    assert runs._curve("x", [pd.DataFrame({"step": [1, 2], "x": [math.nan, 3]})]) is None, "one value is no curve"
+    flat = runs._curve("x", [pd.DataFrame({"step": [1, 2, 3], "x": [2.0, math.nan, 2.0]})])
+    assert flat.lines == ["0,60.0 240,60.0"] and flat.said == "2 at step 1, 2 at step 3; between 2 and 2"
 
 
 def test_exhibits_stand_in_the_study_s_order_with_number_and_caption(page):
@@ -305,6 +383,11 @@ def test_an_exhibit_that_is_missing_or_another_is_named(made, page, tmp_path):
     shutil.copytree(made[1], tmp_path / "copy")
     figures = tmp_path / "copy" / "results" / "figures" / STUDY
     recipe = tmp_path / "copy" / made[0].drawings[STUDY, "report"].recipe_path
+    whole = (figures / "kl.csv").read_bytes()
+    (figures / "kl.csv").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"kl\.csv: "):
+        report(recipe)
+    (figures / "kl.csv").write_bytes(whole)
     (figures / "kl.png").unlink()
     with pytest.raises(UserError, match=r"kl\.png: missing"):
         report(recipe)

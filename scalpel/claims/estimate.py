@@ -14,9 +14,9 @@ variance is the greater. The noise between units and seeds enters both parts, so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from scalpel.exhibits.uncertainty import binomial_error
 
@@ -183,7 +183,7 @@ def _below(t: float, df: float) -> float:
     return float(ndtr(t) if math.isinf(df) else stdtr(max(df, 1), t))
 
 
-def _least(enough) -> float | None:
+def _least(enough: Callable[[float], bool]) -> float | None:
     """The least factor above 1 that is enough, to 1%; None when a million is not."""
     low, high = 1.0, 10.0**6
     if not enough(high):
@@ -224,6 +224,7 @@ def _over_units(group: Sequence[tuple[float, Sample]]) -> tuple[float, int, floa
         names = tuple(name for name in names if name in shared)
     differences = np.zeros(len(names))
     for c, sample in group:
+        assert sample.units is not None
         column = {name: place for place, name in enumerate(sample.names)}
         taken = slice(None) if sample.names == names else [column[name] for name in names]
         differences += c * sample.units.mean(axis=0)[taken]
@@ -252,7 +253,7 @@ def _over_seeds(terms: Sequence[tuple[float, Sample]]) -> tuple[float, int, tupl
     if not several:
         return math.nan, 1, alone
     if len({seeds[run] for run in several}) == 1:
-        parts = {"paired": sum(parts[run] for run in several)}
+        parts = {"paired": cast("np.ndarray", sum(parts[run] for run in several))}
     else:
         parts = {run: parts[run] for run in several}
     variance = math.fsum(float(found.var(ddof=1)) / len(found) for found in parts.values())

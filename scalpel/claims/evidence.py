@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalpel.claims.estimate import Sample
 from scalpel.claims.judge import Evidence
@@ -38,7 +38,7 @@ def measured(results: Results, rivals: Collection[str] = ()) -> Evidence:
     )  # fmt: skip
 
 
-def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: str, **more) -> Iterator[tuple]:
+def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: str, **more: Any) -> Iterator[tuple]:
     """(key, Sample) for each `by`, whose first is the run: a row per seed, a column per unit that all seeds have."""
     import numpy as np
 
@@ -60,8 +60,9 @@ def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: st
         yield key, Sample(key[0], of_seeds, means, units, tuple(shared), what=what, trained=key[0] != BASE, **more)
 
 
-def by_checkpoint(results: Results) -> dict[str, dict[int, dict[str, Sample]]]:
-    """Run -> checkpoint (Results.placed) -> task -> score of every question; of checkpoints asked most tasks."""
+def by_checkpoint(results: Results, needed: Collection[str] = ()) -> dict[str, dict[int, dict[str, Sample]]]:
+    """Run -> checkpoint (Results.placed) -> task -> score of every question; of checkpoints that were asked all tasks
+    `needed`, or, empty, most tasks."""
     import numpy as np
 
     if not results.of("evaluate"):
@@ -79,10 +80,11 @@ def by_checkpoint(results: Results) -> dict[str, dict[int, dict[str, Sample]]]:
         sample = replace(sample, values=whole, draws=int(draws[key]))
         found.setdefault(key[0], {}).setdefault(key[1], {})[key[2]] = sample
     most = {run: max(map(len, of_run.values())) for run, of_run in found.items()}
-    return {
-        run: {number: tasks for number, tasks in sorted(of_run.items()) if len(tasks) == most[run]}
+    complete = {
+        run: {n: of for n, of in sorted(of_run.items()) if (set(needed) <= set(of) if needed else len(of) == most[run])}
         for run, of_run in found.items()
     }
+    return {run: of_run for run, of_run in complete.items() if of_run}
 
 
 def _kl(results: Results) -> dict[str, dict[float, Sample]]:
@@ -151,14 +153,14 @@ def _structure(results: Results) -> dict[str, dict[str, Sample]]:
     return found
 
 
-def _trace(results: Results) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(kind, position) -> (AIE, standard error over facts) by layer, of the first trace."""
+def _trace(results: Results) -> dict[tuple[str, str], list[tuple[float, float, int]]]:
+    """(kind, position) -> (AIE, standard error over facts, how many) by layer, of the first trace."""
     if not results.of("trace"):
         return {}
-    frame = results.read("trace", "aie.parquet", ["kind", "position", "layer", "aie", "stderr"])
+    frame = results.read("trace", "aie.parquet", ["kind", "position", "layer", "aie", "stderr", "facts"])
     first = frame[(frame["run"] == frame["run"].iloc[0]) & (frame["seed"] == frame["seed"].iloc[0])]
     return {
-        key: list(part.sort_values("layer")[["aie", "stderr"]].itertuples(index=False, name=None))
+        key: list(part.sort_values("layer")[["aie", "stderr", "facts"]].itertuples(index=False, name=None))
         for key, part in first.groupby(["kind", "position"])
     }
 
@@ -221,7 +223,7 @@ def published(numbers: Mapping, named: Mapping[str, str] | None = None) -> Evide
     return Evidence(scores, {run: [tasks] for run, tasks in scores.items()}, kl, change)
 
 
-def _alone(run: str, value: float, error: float, what: str, **more) -> Sample:
+def _alone(run: str, value: float, error: float, what: str, **more: Any) -> Sample:
     import numpy as np
 
     return Sample(run, (0,), np.array([float(value)]), None, (), error, what, trained=run != BASE, **more)

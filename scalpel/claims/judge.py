@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scalpel.claims.estimate import LEVEL, Estimate, Lacking, NotRun, Sample
 from scalpel.config.study import Margins
@@ -31,7 +31,8 @@ class Evidence:
     change: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> projection -> over layers, final
     log: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> column -> over optimizer steps
     structure: dict[str, dict[str, Sample]] = field(default_factory=dict)  # run -> measure -> over layers, final
-    trace: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)  # (kind, position) -> layers
+    # (kind, position) -> layers: the effect, its standard error, and over how many facts
+    trace: dict[tuple[str, str], list[tuple[float, float, int]]] = field(default_factory=dict)
     rivals: dict[str, Sample] = field(default_factory=dict)  # predictor -> share of forgetting missed, over runs
 
     def first(self, *runs: str) -> str:
@@ -43,8 +44,8 @@ class Evidence:
 class Part(NamedTuple):
     """One difference and what it should be.
 
-    want: above (`beyond`), under (the limit `beyond`), or same (within the margin). margin, beyond and the estimate
-    are in one unit; ratios are logarithms.
+    want: above (zero, or `beyond`; below zero is the opposite), over or under (the limit `beyond`), or same (within the
+    margin). margin, beyond and the estimate are in one unit; ratios are logarithms.
     """
 
     what: str
@@ -62,8 +63,10 @@ class Part(NamedTuple):
         within = max(tail(self.margin - value), tail(self.margin + value))
         if self.want == "above":
             found = {APPEARS: tail(value - self.beyond), OPPOSITE: tail(-value), NO_DIFFERENCE: within}
-        elif self.want == "under":
-            found = {APPEARS: tail(self.beyond - value), OPPOSITE: tail(value - self.beyond), NO_DIFFERENCE: 1.0}
+        elif self.want in ("over", "under"):
+            side = 1 if self.want == "over" else -1
+            past = side * (value - self.beyond)
+            found = {APPEARS: tail(past), OPPOSITE: tail(-past), NO_DIFFERENCE: 1.0}
         else:
             outside = max(tail(value - self.margin), 0.0), max(tail(-value - self.margin), 0.0)
             found = {APPEARS: within, OPPOSITE: min(outside), NO_DIFFERENCE: 1.0}
@@ -74,7 +77,7 @@ class Part(NamedTuple):
         value = abs(self.estimate.value)
         if self.want == "same":
             return self.margin, abs(value - self.margin)
-        if self.want == "under" or self.beyond:
+        if self.want in ("over", "under") or self.beyond:
             return 0.0, abs(self.estimate.value - self.beyond)
         return self.margin, max(value, self.margin - value)
 
@@ -189,13 +192,17 @@ def _ps(parts: Sequence[Part], mixed: bool) -> dict[str, float]:
             OPPOSITE: min(max(ups), max(downs)),
             NO_DIFFERENCE: max(p[NO_DIFFERENCE] for p in each),
         }
-    # A part that appears is no evidence that there is no difference, however small it is.
-    none = [p[NO_DIFFERENCE] for p in each if 2 * p[APPEARS] > LEVEL]
+    none = [p[NO_DIFFERENCE] for p in each if _may_be_none(p)]
     return {
         APPEARS: max(p[APPEARS] for p in each),
         OPPOSITE: min(1.0, count * min(p[OPPOSITE] for p in each)),
         NO_DIFFERENCE: min(1.0, count * min(none)) if none else 1.0,
     }
+
+
+def _may_be_none(p: dict[str, float]) -> bool:
+    """A part that appears is no evidence that there is no difference, however small it is."""
+    return 2 * p[APPEARS] > LEVEL
 
 
 def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted: float, times: int) -> Outcome:
@@ -204,7 +211,7 @@ def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted:
     runs = tuple(dict.fromkeys(run for part in parts for run in part.estimate.runs))
     measured = "; ".join(dict.fromkeys(part.text(level) for part in parts)) + f". {_errors(parts)}"
     margins = ", ".join(dict.fromkeys(_margin(part) for part in parts))
-    common = {"p": adjusted, "level": level, "margins": margins, "runs": runs}
+    common: dict[str, Any] = {"p": adjusted, "level": level, "margins": margins, "runs": runs}
     if not found:
         return Outcome(UNDECIDED, UNDECIDED, measured, _decides(parts, level), **common)
     verdict = found[0]
@@ -213,7 +220,9 @@ def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted:
         small = ends and max(ends) < min(part.margin for part in parts if part.want == "above")
         note = " Smaller than the margin." if small and verdict == APPEARS else ""
         return Outcome(verdict, verdict, measured + note, **common)
-    smallest = min(parts, key=lambda part: part.ps()[NO_DIFFERENCE])
+    smallest = min(
+        (part for part in parts if mixed or _may_be_none(part.ps())), key=lambda part: part.ps()[NO_DIFFERENCE]
+    )
     unit = " points" if smallest.show == POINTS else ""
     text = f"{NO_DIFFERENCE} {smallest.written(smallest.margin, False)}{unit}"
     which = f" ({smallest.what})" if len(parts) > 1 and not mixed else ""
@@ -222,7 +231,7 @@ def _outcome(parts: Sequence[Part], mixed: bool, ps: dict[str, float], adjusted:
 
 def _margin(part: Part) -> str:
     unit = " points" if part.show == POINTS else ""
-    if part.want == "under":
+    if part.want in ("over", "under"):
         return f"limit {part.written(part.beyond, False)}{unit}"
     beyond = f"beyond {part.written(part.beyond, False)}{unit}" if part.beyond else ""
     margin = f"{part.written(part.margin, False)}{unit}" if part.margin != part.beyond else ""
@@ -253,7 +262,7 @@ def _decides(parts: Sequence[Part], level: float) -> str:
     still_open = [part for part in parts if min(part.ps().values()) * 2 > level] or list(parts)
     if not all(part.estimate.known for part in still_open):
         return "several seeds, as no error is known"
-    needed = [part.estimate.needed(*part.distances(), level) for part in still_open]
+    needed: list[Any] = [part.estimate.needed(*part.distances(), level) for part in still_open]
     ways = []
     if all(one.units for one in needed):
         asked = [part.estimate.units for part in still_open]

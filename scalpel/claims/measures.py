@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from scalpel.claims.estimate import LEVEL, Estimate, Lacking, NotRun, Sample, linear, logged
 from scalpel.claims.judge import RATIO, Evidence, Part
 from scalpel.config.study import Margins
 from scalpel.config.types import BASE
 from scalpel.exhibits.results import task_name
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAMES = {
     BASE: "base", "grpo": "GRPO", "sft_1ep": "SFT (1 epoch)", "sft_3ep": "SFT (3 epochs)",
@@ -60,7 +64,7 @@ def mean_change(evidence: Evidence, run: str, projections: Sequence[str]) -> Sam
     samples = [change(evidence, run, projection) for projection in projections]
     if len({(sample.names, sample.seeds) for sample in samples}) > 1:
         raise Lacking(f"not every layer and seed of {called(run)} was measured")
-    units = sum(sample.units for sample in samples) / len(samples)
+    units: np.ndarray = sum(cast(Any, sample.units) for sample in samples) / len(samples)
     return replace(samples[0], units=units, values=units.mean(axis=1))
 
 
@@ -87,7 +91,8 @@ def steps(evidence: Evidence, run: str, column: str) -> Sample:
     if column not in evidence.log[run]:
         raise Lacking(f"the training log of {called(run)} has no {column}")
     sample = evidence.log[run][column]
-    finite = np.isfinite(sample.units).all(axis=0)
+    assert sample.units is not None
+    finite: Any = np.isfinite(sample.units).all(axis=0)
     if finite.sum() < 10:
         raise Lacking(f"the training log of {called(run)} has fewer than ten steps of {column}")
     units = sample.units[:, finite]
@@ -97,12 +102,14 @@ def steps(evidence: Evidence, run: str, column: str) -> Sample:
 
 def cut(sample: Sample, begin: int, end: int) -> Sample:
     """Units begin to end."""
+    assert sample.units is not None
     units = sample.units[:, begin:end]
     return replace(sample, units=units, values=units.mean(axis=1), names=sample.names[begin:end])
 
 
 def tenths(sample: Sample) -> tuple[Sample, Sample]:
     """The first and the last tenth of the steps."""
+    assert sample.units is not None
     total = sample.units.shape[1]
     count = max(2, total // 10)
     return cut(sample, 0, count), cut(sample, total - count, total)
@@ -175,6 +182,7 @@ def spikes(evidence: Evidence, run: str) -> Sample:
     import numpy as np
 
     norms = steps(evidence, run, "grad_norm")
+    assert norms.units is not None
     total = norms.units.shape[1]
     windows = [norms.units[:, max(0, i - 10) : i + 11] for i in range(total)]
     medians = np.stack([np.median(window, axis=1) for window in windows], axis=1)
@@ -185,6 +193,7 @@ def spikes(evidence: Evidence, run: str) -> Sample:
 def layers_apart(evidence: Evidence, margins: Margins, run: str, projections: Sequence[str], other: str) -> Part:
     """The mean change of the middle half of the layers over that of the first (early) or last (late) quarter."""
     sample = mean_change(evidence, run, projections)
+    assert sample.units is not None
     count = sample.units.shape[1]
     if count < 4:
         raise Lacking(f"{count} layers have no middle half")

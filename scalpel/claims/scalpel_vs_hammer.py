@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from scalpel.claims.estimate import LEVEL, Estimate, Lacking, NotRun, Sample, linear, logged
 from scalpel.claims.judge import PLAIN, RATIO, Claim, Evidence, Part
@@ -73,9 +74,10 @@ def grpo_is_less_stable(e: Evidence, m: Margins) -> list[Part]:
 
 
 def grpo_costs_more(e: Evidence, m: Margins) -> list[Part]:
-    samples = []
+    samples: list[Any] = []
     for run in ("grpo", "sft_3ep"):
         flops, questions = steps(e, run, "flops"), steps(e, run, "questions")
+        assert flops.units is not None and questions.units is not None
         if flops.units.shape != questions.units.shape or not (questions.units > 0).all():
             raise Lacking(f"the training log of {called(run)} does not say what each step asked")
         units = flops.units / questions.units
@@ -153,6 +155,7 @@ def in_the_middle(run: str) -> Judge:
 
 def sft_changes_middle_mlps(e: Evidence, m: Margins) -> list[Part]:
     sft, grpo = mean_change(e, "sft_3ep", MLP), mean_change(e, "grpo", MLP)
+    assert sft.units is not None
     count = sft.units.shape[1]
     if count < 4 or grpo.names != sft.names:
         raise Lacking(f"{count} layers have no middle half, or are others in GRPO")
@@ -194,11 +197,12 @@ def sites(e: Evidence, m: Margins) -> list[Part]:
             raise NotRun("causal tracing was not run")
         begin = len(layers) // 2 if position == "last" else 0
         layers = layers[begin:]
-        aie, stderr = max(layers, key=lambda pair: pair[0])
-        estimate = Estimate(aie, stderr**2, 0, math.inf, math.nan, 1, "facts", (BASE,))
-        what = f"{name}, layer {layers.index((aie, stderr)) + begin}" + (" of the upper half" if begin else "")
-        beyond = 0.1 if position == "last" else 0.0
-        found.append(Part(what, estimate, m.share, PLAIN, beyond=beyond, tries=len(layers)))
+        place = max(range(len(layers)), key=lambda layer: layers[layer][0])
+        aie, stderr, facts = layers[place]
+        estimate = Estimate(aie, stderr**2, facts, facts - 1, math.nan, 1, "facts", (BASE,))
+        what = f"{name}, layer {place + begin}" + (" of the upper half" if begin else "")
+        part = Part(what, estimate, m.share, PLAIN, tries=len(layers))
+        found.append(part._replace(want="over", beyond=0.1) if position == "last" else part)
     return found
 
 
@@ -209,6 +213,7 @@ def at_k(sample: Sample, k: int) -> Sample:
     """pass@k of every question from its samples: 1 - C(n - c, k) / C(n, k), unbiased (Chen et al., 2021)."""
     import numpy as np
 
+    assert sample.units is not None
     n = sample.draws
     ways = np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)])
     units = ways[np.clip(np.rint(sample.units * n), 0, n).astype(int)]
@@ -358,13 +363,14 @@ def of_structure(e: Evidence, run: str, name: str) -> Sample:
 
 def small_subnetwork(e: Evidence, m: Margins) -> list[Part]:
     grpo, sft = (of_structure(e, run, "unchanged_bf16") for run in ("grpo", "sft_3ep"))
-    few = Part("entries unchanged in bfloat16, GRPO", linear([[(1, grpo)]]), m.share, PLAIN, beyond=0.7)
-    return [few, Part("entries unchanged, GRPO − SFT", linear([[(1, grpo), (-1, sft)]]), m.share, PLAIN)]
+    few = Part("entries unchanged in bfloat16, GRPO", linear([[(1, grpo)]]), m.share, PLAIN, "over", 0.7)
+    some = few._replace(want="under", beyond=0.95)
+    return [few, some, Part("entries unchanged, GRPO − SFT", linear([[(1, grpo), (-1, sft)]]), m.share, PLAIN)]
 
 
 def nearly_full_rank(e: Evidence, m: Margins) -> list[Part]:
     found = linear([[(1, of_structure(e, "grpo", "rank"))]])
-    return [Part("rank at 99% of the energy / full rank, GRPO", found, m.share, PLAIN, beyond=0.9)]
+    return [Part("rank at 99% of the energy / full rank, GRPO", found, m.share, PLAIN, "over", 0.9)]
 
 
 def overlaps(e: Evidence, m: Margins) -> list[Part]:
@@ -378,8 +384,8 @@ def sparsity_is_rounding(e: Evidence, m: Margins) -> list[Part]:
 
 
 def sft_distorts(e: Evidence, m: Margins) -> list[Part]:
-    drift = [of_structure(e, run, "spectral_drift") for run in ("sft_3ep", "grpo")]
-    angle = [of_structure(e, run, "angle") for run in ("sft_3ep", "grpo")]
+    drift: list[Any] = [of_structure(e, run, "spectral_drift") for run in ("sft_3ep", "grpo")]
+    angle: list[Any] = [of_structure(e, run, "angle") for run in ("sft_3ep", "grpo")]
     turning = ratio("turning of leading directions, SFT / GRPO", m.ratio, *angle)
     return [ratio("spectral drift, SFT / GRPO", m.ratio, *drift), turning]
 
@@ -527,10 +533,10 @@ CLAIMS = (
     Claim("KL regularisation is not what protects", "Retaining by Doing (arXiv 2510.18874)", RETAINING,
           f"{FOUR}: GRPO with a KL term − GRPO, within the margin", scored("grpo_kl", "grpo", KNOWLEDGE, "same")),
     Claim("RL changes 5-30% of the parameters, SFT far more", "Small Subnetworks (arXiv 2505.11711)", SUBNETWORKS,
-          "share of entries unchanged in bfloat16: GRPO beyond 0.7, and GRPO − SFT (3 epochs) above zero",
+          "share of entries unchanged in bfloat16: GRPO between 0.7 and 0.95, and GRPO − SFT (3 epochs) above zero",
           small_subnetwork),
     Claim("RL's updates are of nearly full rank", "Small Subnetworks (arXiv 2505.11711)", SUBNETWORKS,
-          "rank at an energy / full rank, mean over matrices, GRPO, beyond 0.9", nearly_full_rank),
+          "rank at an energy / full rank, mean over matrices, GRPO, over 0.9", nearly_full_rank),
     Claim("Entries that two seeds change overlap beyond chance", "Small Subnetworks (arXiv 2505.11711)", SUBNETWORKS,
           "shared changed entries in bfloat16, GRPO, − those of unrelated sets as large, above zero", overlaps),
     Claim("RL's sparsity is made by rounding to bfloat16", "The Path Not Taken (arXiv 2511.08567)", PATH,

@@ -36,7 +36,7 @@ SHARED = (  # modules that are no kind of exhibit
     "__init__", "axis", "beside", "drawing", "embedded", "files", "options", "record", "render", "result", "results",
     "spent", "style", "uncertainty",
 )  # fmt: skip
-SHARED_FILES = [HERE / f"{name}.py" for name in SHARED]
+SHARED_FILES = [HERE / f"{name}.py" for name in SHARED] + [HERE.parent / "cost" / f for f in ("flops.py", "shape.py")]
 SUFFIXES = {"figures": ("pdf", "png", "svg", "csv"), "tables": ("csv",)}
 
 
@@ -98,6 +98,7 @@ def find(name: str, root: Path, where: str) -> Kind:
 def _load(path: Path, where: str) -> ModuleType:
     key = f"scalpel_exhibit_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -108,10 +109,10 @@ def _load(path: Path, where: str) -> ModuleType:
 
 
 def report_code() -> str:
-    """Hash of what writes the report: scalpel/report, scalpel/claims, known bugs and what they share with exhibits."""
+    """Hash of what writes the report: scalpel/report, scalpel/claims, known bugs, rivals, what exhibits share."""
     folders = [HERE.parent / "report", HERE.parent / "claims"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".jinja", ".css"))
-    return _code(*files, HERE.parent / "audit" / "known.py", *SHARED_FILES)
+    return _code(*files, HERE.parent / "audit" / "known.py", HERE / "rivals.py", *SHARED_FILES)
 
 
 def _code(*paths: Path) -> str:

@@ -7,13 +7,15 @@ trains on, comes before the run's own steps.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from scalpel.artifact.checking import checked, manifest_of
-from scalpel.artifact.files import below, read_json
+from scalpel.artifact.files import PROVENANCE, below, read_json
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
+from scalpel.exhibits import spent
 from scalpel.exhibits.files import table
 from scalpel.exhibits.result import Result
 
@@ -21,7 +23,8 @@ LABELS = {
     "steps": "optimizer step",
     "questions": "training questions asked",
     "tokens": "tokens trained on, read and written",
-    "flops": "floating-point operations",
+    "flops": "counted floating-point operations",
+    "seconds": "seconds of optimizer steps",
 }
 LOGGED = {"questions": ("questions",), "tokens": ("tokens", "written"), "flops": ("flops",)}  # columns of log.parquet
 SPENT = {"questions": (), "tokens": ("read_tokens", "written_tokens"), "flops": ("flops",)}  # keys of spent.json
@@ -40,7 +43,9 @@ def places(results: Iterable[Result], name: str) -> Place:
     """The function (run, seed, step) -> x, for the axis `name`, a key of LABELS.
 
     steps: optimizer steps. questions: those asked in training; writing answers asks none. tokens: every token that
-    went through forward and backward, was sampled, or was read in order to sample. flops: of all of that.
+    went through forward and backward, was sampled, or was read in order to sample. flops: of runs trained here counted
+    sequence by sequence (scalpel/exhibits/spent.py), of others what their log says. seconds: wall time of optimizer
+    steps on the machine that took them, of runs trained here (scalpel/methods/loop.py, carry_out).
 
     The function raises UserError naming the run that cannot be shown over this axis, and why.
     """
@@ -76,12 +81,14 @@ def _spent(directory: Path, name: str, run: str) -> float:
     if directory.parent.name == "generate":
         if name == "steps":
             return 0
+        if name == "seconds":
+            raise UserError(f"{_cannot(run, name)}: how long the answers it learns from took is not recorded.")
         path = checked(directory / "spent.json")
-        spent = read_json(path)
-        missing = [key for key in SPENT[name] if not isinstance(spent.get(key), (int, float))]
+        of_answers = read_json(path)
+        missing = [key for key in SPENT[name] if not isinstance(of_answers.get(key), (int, float))]
         if missing:
             raise UserError(f"{_cannot(run, name)}: {path} has no number {missing[0]!r}.")
-        return sum(spent[key] for key in SPENT[name])
+        return sum(of_answers[key] for key in SPENT[name])
     if name == "steps":
         return checkpoints(directory)[-1].step
     return _so_far(directory, name, run)[1][-1]
@@ -89,9 +96,14 @@ def _spent(directory: Path, name: str, run: str) -> float:
 
 def _so_far(directory: Path, name: str, run: str) -> tuple[list[int], list[float]]:
     """Logged steps of a trained or given run, in order, and what it took before the first and up to each of them."""
+    if name == "seconds":
+        return _timed(directory, run)
     path = directory / "log.parquet"
     if not path.is_file():
         raise UserError(f"{_cannot(run, name)}: {path} is missing.")
+    if name == "flops" and directory.parent.name == "train":
+        steps = spent.of_run(directory)
+        return steps["step"].tolist(), [0, *steps[list(spent.KINDS)].sum(axis=1).cumsum()]
     log = table(path).sort_values("step")
     for column in LOGGED[name]:
         if column not in log:
@@ -99,6 +111,15 @@ def _so_far(directory: Path, name: str, run: str) -> tuple[list[int], list[float
         if not (log[column] >= 0).all():
             raise UserError(f"{_cannot(run, name)}: {path} has steps without a number of {column}.")
     return log["step"].tolist(), [0, *log[list(LOGGED[name])].sum(axis=1).cumsum()]
+
+
+def _timed(directory: Path, run: str) -> tuple[list[int], list[float]]:
+    """As `_so_far`, of the wall time of steps."""
+    path = directory / PROVENANCE
+    seconds = read_json(path).get("step_seconds") if path.is_file() else None
+    if not isinstance(seconds, list) or not all(isinstance(s, (int, float)) for s in seconds):
+        raise UserError(f"{_cannot(run, 'seconds')}: {path} has no step_seconds; runs trained elsewhere have no clock.")
+    return list(range(1, len(seconds) + 1)), list(itertools.accumulate(seconds, initial=0.0))
 
 
 def _cannot(run: str, name: str) -> str:

@@ -1,18 +1,30 @@
 """Benchmark scores: of the final checkpoints as bars, and of all checkpoints as one panel per task."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
 from scalpel.config.types import BASE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.options import ExhibitOptions
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("evaluate",)
 PANELS = 4  # in a row
 
 
-def table(results, options):
+def table(results: Results, options: ExhibitOptions) -> pd.DataFrame:
     """Columns run, seed, task, step, x, value (0 to 1), stderr (over questions), questions."""
     scores = results.placed(results.scores(), options.x)
     return scores[["run", "seed", "task", "step", "x", "value", "stderr", "questions"]]
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: ExhibitOptions, style: Style) -> Figure:
     """Base models, which have no course of training, are dashed lines in the panels."""
     from scalpel.exhibits import axis
     from scalpel.exhibits.results import task_name, task_order
@@ -21,7 +33,7 @@ def draw(frame, options, style):
     columns = style.in_a_row(min(len(tasks), PANELS))
     rows = -(-len(tasks) // columns)
     figure = style.figure(9.0, 3.4 + 1.9 * rows, "Benchmarks")
-    above, below = figure.subfigures(2, 1, height_ratios=[3.2, 1.9 * rows])
+    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=[3.2, 1.9 * rows]))
     bars = above.subplots()
     style.bars(bars, frame)
     style.legend(bars, "bars", ncols=min(len(style.runs), 5), loc="lower center", bbox_to_anchor=(0.5, 1.0))

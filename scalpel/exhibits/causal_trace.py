@@ -3,7 +3,19 @@
 One panel for each kind of state, one row of panels for each trace: seeds of a run that share a trace share its row.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.analysis.trace import KINDS, POSITIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.options import ExhibitOptions
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("trace",)
 COLUMNS = ["kind", "position", "layer", "aie", "stderr", "low", "high", "facts"]
@@ -11,20 +23,20 @@ TITLES = {"hidden": "output of a layer", "mlp": "MLP outputs", "attention": "att
 COLOURS = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 
 
-def table(results, options):
+def table(results: Results, options: ExhibitOptions) -> pd.DataFrame:
     """run, seed, kind, position, layer (from 0), AIE, its standard error, 95% interval and number of facts."""
     import pandas as pd
 
-    kept = []
+    kept: list[pd.DataFrame] = []
     for _, of_run in results.read("trace", "aie.parquet", COLUMNS).groupby("run", sort=False):
-        distinct = {}
+        distinct: dict[str, pd.DataFrame] = {}
         for _, of_seed in of_run.groupby("seed", sort=False):
             distinct.setdefault(of_seed[COLUMNS].to_csv(index=False), of_seed)
         kept += distinct.values()
     return pd.concat(kept, ignore_index=True)[["run", "seed", *COLUMNS]]
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: ExhibitOptions, style: Style) -> Figure:
     """Colours are scaled in each panel: a module's effects are far smaller than those of a whole layer."""
     import matplotlib
 

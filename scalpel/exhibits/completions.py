@@ -1,13 +1,21 @@
 """Completions of the last training steps, wrong ones with the most tags first: how a model exploits its rewards."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.config.types import Few
 from scalpel.exhibits.options import ExhibitOptions
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
+
 READS = ("train",)
+CODE = ("grading/text.py",)
 COLUMNS = ["step", "origin", "prompt", "completion", "accuracy_reward", "format_reward"]
 
 
@@ -17,7 +25,7 @@ class Options(ExhibitOptions):
     characters: Annotated[int, Field(ge=20, le=10**5)] = 1200  # of a completion that are shown: its end
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, accuracy, format, tags (how many the completion holds), tag count (the reward), question
     and completion: the end of it."""
     import pandas as pd

@@ -79,12 +79,12 @@ def opened(path: Path) -> Opened:
 
 
 def put(drawing: Opened, content: dict[str, bytes]) -> None:
-    """Write the drawing's files and their record. content: by suffix, one for each of its files."""
+    """Write the drawing's files and their record. content: by name, one for each of its files."""
     files, beside = [drawing.place(name) for name in drawing.files], drawing.place(drawing.record)
     beside.unlink(missing_ok=True)
     sweep(beside.parent)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content[file.suffix[1:]])
+        write_atomically(file, content[file.name])
     about = drawing.provenance() | {"recipe": drawing.recipe}
     record.write(beside, about, files, drawing.shows, drawing.results)

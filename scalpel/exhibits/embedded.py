@@ -26,11 +26,12 @@ def text_of(provenance: dict) -> str:
 def metadata(suffix: str, title: str, provenance: dict) -> dict:
     """What matplotlib's savefig is told so that a file of this suffix holds the provenance, and no date."""
     text = text_of(provenance)
-    return {
+    about: dict[str, dict] = {
         "pdf": {"Title": title, "Creator": SOFTWARE, "Keywords": text, "CreationDate": None},
         "png": {"Title": title, "Software": SOFTWARE, "Provenance": text},
         "svg": {"Title": title, "Creator": SOFTWARE, "Description": text, "Date": None},
-    }[suffix]
+    }
+    return about[suffix]
 
 
 def current(path: Path) -> dict:
@@ -82,7 +83,7 @@ def _of_html(path: Path) -> str:
     class Meta(HTMLParser):
         content = ""
 
-        def handle_starttag(self, tag, attributes):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             fields = dict(attributes)
             if tag == "meta" and fields.get("name") == "provenance":
                 self.content = fields.get("content") or ""

@@ -9,28 +9,33 @@ questions and, where a run has several, seeds (scalpel/claims/estimate.py).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from scalpel.config.types import BASE, Name
 from scalpel.exhibits.options import ExhibitOptions
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
+
 READS = ("train", "given", "evaluate")
-CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py")  # these decide its numbers, too
-UNITS = {"questions": "questions", "flops": "FLOPs", "tokens": "tokens", "steps": "steps"}
+CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py", "exhibits/rivals.py")
+UNITS = {"questions": "questions", "flops": "FLOPs", "tokens": "tokens", "steps": "steps", "seconds": "seconds"}
 
 
 class Options(ExhibitOptions):
     gain: Annotated[tuple[Name, ...], Field(min_length=1)] = ("math_500",)  # tasks whose scores are to rise
     kept: tuple[Name, ...] = ("gpqa_diamond", "mmlu", "mmlu_pro", "ifeval_prompt")  # tasks whose scores are to stay
-    budgets: Annotated[tuple[Literal["questions", "flops", "tokens", "steps"], ...], Field(min_length=1)] = (
+    budgets: Annotated[tuple[Literal["questions", "flops", "seconds", "tokens", "steps"], ...], Field(min_length=1)] = (
         "questions",
         "flops",
     )
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per budget and run. Columns budget, run, step, spent (at that checkpoint), gain and kept (points from the
     base model with intervals), and the same minus the first run's."""
     import pandas as pd
@@ -38,15 +43,17 @@ def table(results, options):
     from scalpel.claims.evidence import by_checkpoint
     from scalpel.errors import UserError
 
-    scores, found = results.scores(), by_checkpoint(results)
-    if BASE not in found or len(found) < 2:
+    scores = results.scores()
+    asked = dict.fromkeys(scores[scores["run"] == BASE]["task"])
+    tasks = [[task for task in of if task in asked] for of in (options.gain, options.kept)]
+    if asked and not all(tasks):
+        raise UserError(
+            f"equal_budget: `gain` or `kept` names none of the tasks asked, which are {', '.join(asked)}; name some."
+        )
+    found = by_checkpoint(results, [task for of in tasks for task in of])
+    if not asked or len(found) < 2:
         raise UserError("equal_budget: it compares runs with the base model; leave `runs` empty or name some and base.")
     (base,) = found.pop(BASE).values()
-    tasks = [[task for task in of if task in base] for of in (options.gain, options.kept)]
-    if not all(tasks):
-        raise UserError(
-            f"equal_budget: `gain` or `kept` names none of the tasks asked, which are {', '.join(base)}; name some."
-        )
     rows = []
     for budget in options.budgets:
         spent, why = _spent(results, scores, [run for run in results.runs if run in found], budget)
@@ -57,15 +64,15 @@ def table(results, options):
             run: [number for number in found[run] if of_run[number][0] <= limit * (1 + 1e-9)]
             for run, of_run in spent.items()
         }
-        first = next(iter(spent), None)
+        first: Any = next(iter(spent), None)
         for run in [run for run in results.runs if run in found]:
-            row = {"budget": f"{limit:.3g} {UNITS[budget]}", "run": run}
+            row = {"budget": f"{_short(limit)} {UNITS[budget]}", "run": run}
             if run in why:
                 rows.append(row | {"step": why[run]})
                 continue
             number = within[run][-1]
             x, step = spent[run][number]
-            row |= {"step": str(step), "spent": f"{x:.3g}"}
+            row |= {"step": str(step), "spent": _short(x)}
             for name, of in zip(("gain", "kept"), tasks, strict=True):
                 row[name] = difference(found[run][number], base, of)
                 if run != first:
@@ -74,7 +81,13 @@ def table(results, options):
     return pd.DataFrame(rows).fillna("")
 
 
-def _spent(results, scores, runs: list[str], budget: str) -> tuple[dict[str, dict[int, tuple]], dict[str, str]]:
+def _short(amount: float) -> str:
+    return f"{amount:,.0f}" if 100 <= amount < 1e6 else f"{amount:.3g}"
+
+
+def _spent(
+    results: Results, scores: pd.DataFrame, runs: list[str], budget: str
+) -> tuple[dict[str, dict[int, tuple]], dict[str, str]]:
     """Run -> checkpoint -> (what was spent, step), and why other runs cannot be counted."""
     from scalpel.errors import UserError
 

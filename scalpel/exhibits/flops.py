@@ -1,6 +1,17 @@
 """FLOPs of each run by three accountings: the paper's, counted, and measured, beside the published ones."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("train",)
 PUBLISHED = ("flops",)
@@ -12,7 +23,7 @@ class Options(ExhibitOptions):
     published_runs: bool = True  # rows of the published methods, recomputed from their sizes
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per run, and per published method (column `of`: here, published); FLOPs, means over seeds with ± between.
 
     paper: by the paper's accounting; for published methods exactly, beside what is `printed`. counted: of it trained,
@@ -26,7 +37,7 @@ def table(results, options):
     names = [*ACCOUNTINGS, *PARTS]
     rows = [{"run": r.run, "seed": r.seed} | spent.totals(r) for r in results.of("train")]
     ours = pd.DataFrame(rows)
-    columns = {}
+    columns: dict[str, pd.Series] = {}
     for name in names:
         of = joined(ours, ["run"], name).set_index("run")
         columns |= {name: of[name], f"{name} ±": of["stderr"]}
@@ -52,7 +63,7 @@ def published(numbers: dict) -> list[dict]:
     return rows
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """Ours on the left, the published methods, whose sizes are others, on the right."""
     import numpy as np
     from matplotlib.patches import Patch

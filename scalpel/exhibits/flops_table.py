@@ -1,13 +1,23 @@
 """FLOPs of each run by three accountings, side by side, with what they are spent on."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits import flops
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
 
 READS = flops.READS
 PUBLISHED = flops.PUBLISHED
+CODE = ("exhibits/flops.py",)
 Options = flops.Options
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, of, printed, by the paper's accounting, counted, measured, and parts of what is counted."""
     frame = flops.table(results, options)
     names = {"paper": "by the paper's accounting", **flops.PARTS}

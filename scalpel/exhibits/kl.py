@@ -1,6 +1,17 @@
 """KL divergence of checkpoints from the base model, or from the model a run started from; published ones beside."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits.options import BesideOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("kl",)
 PUBLISHED = ("kl", "questions_per_step")
@@ -11,7 +22,7 @@ DASHED = (0, (3, 1.5))
 Options = BesideOptions
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, measure, step, x, kl, kl_solution (nats, means over questions), their *_stderr, questions and
     source: ours or published. Published values are those of the first measure, over all positions, without errors."""
     import pandas as pd
@@ -33,7 +44,7 @@ def table(results, options):
     )
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """A panel per measure, all positions solid with bands of one standard error, the solution's alone dashed; and one
     of what is published."""
     from matplotlib.lines import Line2D

@@ -1,13 +1,22 @@
 """KL of the last checkpoints with standard errors, beside the published values, in nats."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits.options import ComparedOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
 
 READS = ("kl",)
 PUBLISHED = ("kl",)
 Options = ComparedOptions
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per run and measure; columns all positions, solution only, each with its ±, and published.
 
     Means over seeds (uncertainty.standard_error). Where all runs are shown, published ones that are not ours follow.

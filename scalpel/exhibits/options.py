@@ -28,14 +28,16 @@ class ExhibitOptions(Strict):
     page_columns: Literal[1, 2] | None = None
     font_size: Annotated[float, Field(ge=5, le=24)] = 9.0  # points; where `page_columns` is given, it is 7
     dpi: Annotated[int, Field(ge=50, le=600)] = 160  # of the PNG
-    labels: dict[str, str] = Field({})  # run -> name in the legend, in place of the study's look
-    x: Literal["steps", "questions", "tokens", "flops"] = "steps"  # of curves over training, over a chain of runs
+    labels: dict[str, str] = Field(default={})  # run -> name in the legend, in place of the study's look
+    x: Literal["steps", "questions", "tokens", "flops", "seconds"] = (
+        "steps"  # of curves over training, over a chain of runs
+    )
     log_y: bool = False  # logarithmic value axis; of curves, never of bars
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.7  # weight of the past in curves of every step
 
     @model_validator(mode="before")
     @classmethod
-    def _of_columns(cls, raw: Any):
+    def _of_columns(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and raw.get("page_columns"):
             if raw.get("width_inches"):
                 raise ValueError("give `page_columns` or `width_inches`")
@@ -52,5 +54,5 @@ class ComparedOptions(ExhibitOptions):
 class BesideOptions(ComparedOptions):
     """Of exhibits that show a published course, checkpoint by checkpoint, beside ours (scalpel/exhibits/beside.py)."""
 
-    published_as: dict[str, str] = Field({})  # run -> the published run beside it; else the one of its own name
-    also_published: dict[str, str] = Field({})  # published runs that are none of ours -> name in the legend
+    published_as: dict[str, str] = Field(default={})  # run -> the published run beside it; else the one of its own name
+    also_published: dict[str, str] = Field(default={})  # published runs that are none of ours -> name in the legend

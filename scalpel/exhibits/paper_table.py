@@ -6,12 +6,17 @@ A ± is the standard deviation between seeds, as in the paper; none for a single
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.config.types import Name
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
 
 READS = ("evaluate",)
 PUBLISHED = ("scores",)
@@ -22,10 +27,11 @@ class Options(ExhibitOptions):
     section: str  # of the published scores: table_1
     # Name of a mean -> the tasks it is taken over, of those that were asked here.
     averages: Annotated[dict[str, tuple[Name, ...]], Field(min_length=1)]
+    more: tuple[Name, ...] = ()  # tasks that the paper does not have, shown beside its own and in no mean
     published_only: dict[str, str] = {}  # published rows of no run of ours -> name in the table
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per run and source (column `of`); columns of tasks, each with its ±, and of means over tasks.
 
     A mean of ours is over the tasks of its list that were asked here. Raises UserError for a section that there is not.
@@ -45,7 +51,7 @@ def table(results, options):
     here = ours(results, options.averages)
     means = list(options.averages)
     tasks = [task for row in there.values() for task in row] + [task for of in options.averages.values() for task in of]
-    tasks = task_order([task for task in tasks if task not in means])
+    tasks = task_order([task for task in (*tasks, *options.more) if task not in means])
     shown = [name for name in (*tasks, *means) if any(name in row for row in [*there.values(), *here.values()])]
     rows = []
     for run in [*results.runs, *options.published_only]:
@@ -60,7 +66,7 @@ def table(results, options):
     return pd.DataFrame(rows)
 
 
-def ours(results, averages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
+def ours(results: Results, averages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
     """Run -> task or mean -> (percent, standard deviation between seeds); a mean's seeds are paired, task by task."""
     from scalpel.exhibits.results import final
 

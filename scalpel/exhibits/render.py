@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import warnings
 from pathlib import Path
@@ -44,13 +45,17 @@ def render(path: Path) -> None:
     if kind.folder == "figures":
         style = Style(recipe["looks"], results.runs, options)
         content |= _pictures(kind, frame, style, options.title or opened.name, provenance)
-    drawing.put(opened, content)
+    drawing.put(opened, {f"{opened.name}.{suffix}": made for suffix, made in content.items()})
 
 
 def _csv(frame: pd.DataFrame, provenance: dict) -> bytes:
     """Numbers in full. The first line is a comment; what the table shows stands in the record beside it."""
     short = {key: value for key, value in provenance.items() if key != "entries"}
-    return f"# {embedded.text_of(short)}\n".encode() + frame.to_csv(index=False, lineterminator="\n").encode()
+    texts = frame.select_dtypes(exclude="number")
+    torn = any("\r" in cell for name in texts for cell in texts[name] if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if torn else csv.QUOTE_MINIMAL  # which leaves \r alone
+    rows = frame.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    return f"# {embedded.text_of(short)}\n".encode() + rows.encode()
 
 
 def _pictures(kind: exhibits.Kind, frame: pd.DataFrame, style: Style, title: str, provenance: dict) -> dict[str, bytes]:

@@ -19,12 +19,22 @@ points it is made of, so x is clipped to their range.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from scalpel.config.types import BASE, Name
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("evaluate", "kl", "weight_change", "structure")
 PANELS = 4  # in a row
@@ -38,7 +48,7 @@ class Options(ExhibitOptions):
     spread: Literal["linear", "log"] = "linear"  # of the x axes; the fits are in the predictor itself
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row for each checkpoint and predictor: run, seed, step, predictor, x, forgetting, left_out (what the fit to the
     other runs says), and r2, runs and checkpoints of the predictor as a whole."""
     import pandas as pd
@@ -67,7 +77,7 @@ def table(results, options):
     return pd.concat(rows, ignore_index=True)
 
 
-def _forgetting(results, options):
+def _forgetting(results: Results, options: Options) -> pd.Series:
     """Series by (run, seed, step)."""
     from scalpel.errors import UserError
 
@@ -83,7 +93,7 @@ def _forgetting(results, options):
     return (base[kept] - wide.reindex(columns=kept)).mean(axis=1, skipna=False).rename("forgetting")
 
 
-def _predictors(results, options):
+def _predictors(results: Results, options: Options) -> dict[str, pd.Series]:
     """Name in the panel -> series by (run, seed, step)."""
     import pandas as pd
 
@@ -114,7 +124,7 @@ def _predictors(results, options):
 # ---------------------------------------------------------------- the fit
 
 
-def fit(x, y, weights, degree: int):
+def fit(x: np.ndarray, y: np.ndarray, weights: np.ndarray, degree: int) -> Callable[[np.ndarray], np.ndarray]:
     """Weighted least squares polynomial of this degree, as a function that clips to the range of x."""
     import numpy as np
 
@@ -126,14 +136,14 @@ def fit(x, y, weights, degree: int):
     return lambda at: np.vander((np.clip(at, low, high) - low) / width, degree + 1) @ coefficients
 
 
-def weights_of(runs: list[str]):
+def weights_of(runs: list[str]) -> np.ndarray:
     """1 / (number of the run's points), for each point."""
     import numpy as np
 
     return np.array([1 / runs.count(run) for run in runs])
 
 
-def leave_one_run_out(x, y, runs: list[str], degree: int):
+def leave_one_run_out(x: np.ndarray, y: np.ndarray, runs: list[str], degree: int) -> tuple[np.ndarray, float]:
     """(what the other runs' fit says of each point, R2 as the module's text has it; nan where nothing varies)."""
     import numpy as np
 
@@ -147,7 +157,7 @@ def leave_one_run_out(x, y, runs: list[str], degree: int):
     return said, 1 - np.sum(weights * (y - said) ** 2) / total if total else float("nan")
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """A panel per predictor, best one first: its checkpoints, the fit to all runs, and R2 with runs left out."""
     import numpy as np
     from matplotlib.ticker import EngFormatter, MaxNLocator

@@ -1,11 +1,20 @@
 """Score against counted FLOPs for every evaluated checkpoint: one curve a run, from the base model's score on."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.config.types import BASE, Name
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("train", "evaluate")
 
@@ -15,7 +24,7 @@ class Options(ExhibitOptions):
     log_x: bool = True
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, checkpoint, x (FLOPs counted from the base model on), value and stderr (shares of 1).
 
     The base model has x 0. Raises UserError when a task was asked of no checkpoint.
@@ -25,7 +34,7 @@ def table(results, options):
     import pandas as pd
 
     from scalpel.errors import UserError
-    from scalpel.exhibits import spent
+    from scalpel.exhibits import axis
 
     scores = results.scores()
     chosen = scores[scores["task"].isin(options.tasks)]
@@ -33,13 +42,13 @@ def table(results, options):
         raise UserError(
             f"tasks: none of {', '.join(options.tasks)} was asked; there are {', '.join(set(scores.task))}."
         )
-    of_seed = {(r.run, r.seed): _so_far(r, spent) for r in results.of("train")}
+    place, trained = axis.places(results.found, "flops"), {(r.run, r.seed) for r in results.of("train")}
     rows = []
     for (run, seed, step), found in chosen.groupby(["run", "seed", "step"], sort=False):
-        if len(found) < chosen["task"].nunique() or not (run == BASE or (run, seed) in of_seed):
+        if len(found) < chosen["task"].nunique() or not (run == BASE or (run, seed) in trained):
             continue
         error = math.sqrt(math.fsum(found["stderr"] ** 2)) / len(found)
-        x = of_seed[run, seed](step) if run != BASE else 0.0
+        x = place(run, seed, step) if run != BASE else 0.0
         rows.append((run, seed, step, x, found["value"].mean(), error))
     frame = pd.DataFrame(rows, columns=["run", "seed", "step", "x", "value", "stderr"])
     frame.insert(3, "checkpoint", frame.groupby(["run", "seed"])["step"].rank("dense").astype(int))
@@ -47,14 +56,7 @@ def table(results, options):
     return frame
 
 
-def _so_far(result, spent):
-    """Step -> FLOPs from the base model to there."""
-    steps = spent.of_run(result.step).set_index("step")[list(spent.KINDS)].sum(axis=1).cumsum()
-    start = spent.before(result)
-    return lambda step: start + float(steps[steps.index <= step].iloc[-1])
-
-
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     from matplotlib.ticker import EngFormatter, NullLocator
 
     from scalpel.exhibits.results import task_name

@@ -1,10 +1,20 @@
 """Final benchmark scores with standard errors, beside the published ones, in percent."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.options import ExhibitOptions
+    from scalpel.exhibits.results import Results
+
 READS = ("evaluate",)
 PUBLISHED = ("benchmarks", "questions")
 
 
-def table(results, options):
+def table(results: Results, options: ExhibitOptions) -> pd.DataFrame:
     """A row per task and source (column `of`: here, published); columns <run> and <run> ±, its standard error.
 
     Ours: means over seeds (uncertainty.standard_error). Published: binomial errors, from the number of questions.
@@ -25,7 +35,7 @@ def table(results, options):
     rows = []
     for task in task_order(task for _, task in [*here, *there]):
         for source, found in (("here", here), ("published", there)):
-            row = {"benchmark": task_name(task), "of": source}
+            row: dict[str, str | float] = {"benchmark": task_name(task), "of": source}
             for run in results.runs:
                 value, error = found.get((run, task), (float("nan"), float("nan")))
                 row |= {run: 100 * value, f"{run} ±": 100 * error}

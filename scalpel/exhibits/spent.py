@@ -21,6 +21,8 @@ from scalpel.exhibits import files
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scalpel.exhibits.result import Result
+
 KINDS = ("trained", "scored", "written")
 PAPER, COUNTED, MEASURED = "paper", "counted", "measured"
 COLUMNS = ["step", "row", "origin", "advantage", "prompt_tokens", "completion_length", "prefix_length"]
@@ -108,7 +110,9 @@ def _sequences(step: Path, recipe: dict) -> list[pd.DataFrame]:
     return [frame[frame["step"] <= max(last, total)] for frame in found]
 
 
-def _made(step, kind: str, first, last, response, passes: int) -> pd.DataFrame:
+def _made(
+    step: pd.Series, kind: str, first: pd.Series | int, last: pd.Series, response: pd.Series | int, passes: int
+) -> pd.DataFrame:
     import pandas as pd
 
     columns = {"step": step, "first": first, "last": last, "response": response}
@@ -134,18 +138,13 @@ def _measured(step: Path, counted: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def totals(result) -> dict[str, float]:
+def totals(result: Result) -> dict[str, float]:
     """FLOPs of a whole run and of what was spent before it: paper, trained, scored, written, counted, measured."""
     sums = dict.fromkeys((PAPER, *KINDS, MEASURED), 0.0)
     for directory in dict.fromkeys((*result.chain, result.step)):
         for name, value in _whole(directory).items():
             sums[name] += value
     return sums | {COUNTED: sum(sums[kind] for kind in KINDS)}
-
-
-def before(result) -> float:
-    """Counted FLOPs of what was spent before the run itself."""
-    return sum(sum(_whole(directory)[kind] for kind in KINDS) for directory in dict.fromkeys(result.chain))
 
 
 def _whole(directory: Path) -> dict[str, float]:

@@ -7,11 +7,20 @@ changed, the share that the run's first seed changed, too, the mean of both dire
 two sets that know nothing of each other but how many entries of each matrix they hold.
 """
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("structure",)
 PANELS = 4  # in a row
@@ -32,7 +41,7 @@ class Options(ExhibitOptions):
     measures: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(MEASURES)  # a panel each
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, x, measure, value, and expected: of overlap, the value of unrelated sets."""
     import pandas as pd
 
@@ -53,10 +62,12 @@ def table(results, options):
     return results.placed(frame, options.x)[["run", "seed", "step", "x", "measure", "value", "expected"]]
 
 
-def of_checkpoint(matrices):
+def of_checkpoint(matrices: pd.DataFrame) -> dict[str, tuple[float, ...]]:
     """Measure -> (value, expected) over one checkpoint's matrices, a frame of structure.parquet's rows; nan: none."""
     none, weights = float("nan"), matrices["entries"] / matrices["entries"].sum()
-    found = {name: ((matrices[name] * weights).sum(), none) for name in ("unchanged", "unchanged_bf16")}
+    found: dict[str, tuple[float, ...]] = {
+        name: ((matrices[name] * weights).sum(), none) for name in ("unchanged", "unchanged_bf16")
+    }
     found |= {f"overlap{suffix}": _overlap(matrices, weights, suffix) for suffix in ("", "_bf16")}
     found["stable_rank"] = matrices["stable_rank"].mean(), none
     found["energy_rank"] = (matrices["energy_rank"] / matrices["full_rank"]).mean(), none
@@ -64,7 +75,7 @@ def of_checkpoint(matrices):
     return found | {"angle": (matrices[["angle_left", "angle_right"]].max(axis=1).mean(), none)}
 
 
-def _overlap(matrices, weights, suffix):
+def _overlap(matrices: pd.DataFrame, weights: pd.Series, suffix: str) -> tuple[float, ...]:
     one, other, both = (matrices[f"{name}{suffix}"] for name in ("changed", "other_changed", "both_changed"))
     sizes = (one * weights).sum(), (other * weights).sum()
     if both.isna().any() or not min(sizes):
@@ -73,7 +84,7 @@ def _overlap(matrices, weights, suffix):
     return tuple(sum(part / size for size in sizes) / 2 for part in (common, chance))
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """A panel per measure, means over seeds with a band of one standard error between them."""
     shown = [measure for measure in options.measures if measure in set(frame["measure"])]
     columns = style.in_a_row(min(len(shown), PANELS))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from scalpel.config.types import BASE
 from scalpel.exhibits import axis
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), told apart by colour-blind readers, too; yellow, which is faint on white, last.
 PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#707070", "#F0E442")
 MARKERS = "ovD^Ps*"  # seven: no divisor of the number of colours, so that a colour's second run has another marker
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # of lines without markers, of runs of one colour
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1, 1, 1)),
+)  # of lines without markers, of runs of one colour
 HATCHES = ("", "////", "....", "xxxx")  # of their bars
 WIDTHS = {1: 3.3, 2: 6.8}  # inches of one and two columns of a page
 PANEL = {None: 1.0, 1: 0.8, 2: 0.8}  # height of what is drawn there
@@ -136,7 +141,7 @@ class Style:
     # ------------------------------------------------------------ marks
 
     def lines(
-        self, axes: Axes, frame: pd.DataFrame, y: str, stderr: str | None = None, points: bool = True, **look
+        self, axes: Axes, frame: pd.DataFrame, y: str, stderr: str | None = None, points: bool = True, **look: Any
     ) -> None:
         """One line per run over column x, the mean over seeds of column `y`, with a band of one standard error.
 
@@ -158,7 +163,7 @@ class Style:
             if not points and "linestyle" not in look:
                 line.set_linestyle(DASHES[self.repeats[run] % len(DASHES)])
             line.set_markeredgecolor(line.get_color())  # seaborn's are white
-            if len(line.get_xdata()) == 1 and not points:
+            if len(cast(Sequence, line.get_xdata())) == 1 and not points:
                 line.set_marker("o")  # a line of one point would not be seen
         for run, mean in means.sort_values("x").groupby("run", sort=False):
             # Not seaborn's band: it has none for a single seed, whose error is that over questions.
@@ -194,12 +199,12 @@ class Style:
         axes.set(xlim=(-0.55, len(tasks) - 0.45), ylim=(0, 100), xlabel="", ylabel="score (%)")
         axes.grid(axis="x", visible=False)
 
-    def legend(self, place: Axes | Figure, mark: str = "points", extra: Sequence = (), **where) -> None:
+    def legend(self, place: Axes | Figure, mark: str = "points", extra: Sequence = (), **where: Any) -> None:
         """A legend of the runs as points, lines or bars, and of `extra` handles. where: for matplotlib's legend."""
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
-        def handle(run: str):
+        def handle(run: str) -> Line2D | Patch:
             color, label = self.colors[run], self.label(run)
             if mark == "bars":
                 hatch = HATCHES[self.repeats[run] % len(HATCHES)]
@@ -213,11 +218,12 @@ class Style:
             where |= {"ncols": self.legend_columns}
         elif "ncols" in where:
             figure = place.get_figure()  # a figure's own is itself
+            assert figure is not None
             where["ncols"] = min(where["ncols"], self.names_within(figure.bbox.width / figure.dpi))
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
 
 
-def _completed(runs: Sequence[str], given: dict[str, str | None], choice: Sequence[str]) -> dict[str, str]:
+def _completed(runs: Sequence[str], given: dict[str, str | None], choice: str | tuple[str, ...]) -> dict[str, str]:
     """What the study gives each run, and for the others what it gives none, then all over again."""
     free = [value for value in choice if value not in given.values()]
     missing = [run for run in runs if not given.get(run)]

@@ -1,10 +1,21 @@
 """Curves of what was logged at every optimizer step: one panel per column, each step pale and smoothed on top."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.exhibits.options import ExhibitOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("train", "given")
 PANELS = 3  # in a row
@@ -15,7 +26,7 @@ class Options(ExhibitOptions):
     limits: tuple[float, float] | None = None  # of the value axis; None: from the values, and from 0 if none is below
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, x, column, value and smoothed: an exponential moving average, of logarithms where the
     axis is logarithmic; zeros have none there, and the curve a gap."""
     import numpy as np
@@ -29,7 +40,7 @@ def table(results, options):
     return rows.assign(smoothed=np.exp(of_logs).where(rows["value"] > 0))
 
 
-def smoothed(values, weight: float) -> list[float]:
+def smoothed(values: Iterable[float], weight: float) -> list[float]:
     """Exponential moving average, divided by the sum of its weights, so that the start has no pull; nan is left out."""
     average, total, result = 0.0, 0.0, []
     for value in values:
@@ -40,7 +51,7 @@ def smoothed(values, weight: float) -> list[float]:
     return result
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """Several seeds: the mean of their smoothed curves with a band of one standard error between seeds."""
     from matplotlib.lines import Line2D
 

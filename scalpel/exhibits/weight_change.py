@@ -1,11 +1,21 @@
 """Relative weight change of one run by projection and layer, over all checkpoints; the published one below it."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalpel.config.types import Reference
 from scalpel.exhibits.options import BesideOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("weight_change",)
 PUBLISHED = ("weight_change_trajectories", "questions_per_step")
@@ -18,7 +28,7 @@ class Options(BesideOptions):
     runs: Annotated[tuple[Reference, ...], Field(min_length=1, max_length=1)]
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, x, layer, projection, relative: ||W - W_reference||_F / ||W_reference||_F; and source:
     ours or published."""
     import pandas as pd
@@ -41,7 +51,7 @@ def table(results, options):
     )
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """A panel per projection over layers, with a line per checkpoint (late ones dark), the mean over seeds.
 
     One more panel: each projection's mean over layers as training proceeds, with a band between seeds. All panels share
@@ -64,7 +74,7 @@ def draw(frame, options, style):
     return figure
 
 
-def _draw_source(figure, frame, options, style):
+def _draw_source(figure: SubFigure, frame: pd.DataFrame, options: Options, style: Style) -> Axes:
     """The panels of what is ours or of what is published; returns the axes of the mean over layers."""
     import matplotlib
     import seaborn

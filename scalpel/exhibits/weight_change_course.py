@@ -1,13 +1,24 @@
 """Relative weight change of all runs over training, the mean over all matrices; published courses beside ours."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits.options import BesideOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from scalpel.exhibits.results import Results
+    from scalpel.exhibits.style import Style
 
 READS = ("weight_change",)
 PUBLISHED = ("weight_change_trajectories", "questions_per_step")
 Options = BesideOptions
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """Columns run, seed, step, x, relative (mean over layers and projections) and source: ours or published."""
     import numpy as np
     import pandas as pd
@@ -27,7 +38,7 @@ def table(results, options):
     return pd.concat([ours, pd.DataFrame(rows, columns=list(ours))], ignore_index=True) if rows else ours
 
 
-def draw(frame, options, style):
+def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """One panel for ours, one for what is published, each with its own scale."""
     style = style.with_runs({run: name for run, name in options.also_published.items() if run in set(frame["run"])})
     sources = list(dict.fromkeys(frame["source"]))

@@ -1,13 +1,22 @@
 """Relative weight change of the last checkpoints by projection, beside the published values."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from scalpel.exhibits.options import ComparedOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalpel.exhibits.results import Results
 
 READS = ("weight_change",)
 PUBLISHED = ("weight_change",)
 Options = ComparedOptions
 
 
-def table(results, options):
+def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per run and projection: mean over layers and seeds, its ± between seeds, its rank, and both published.
 
     Rank 1 is the projection that changed most.
@@ -39,5 +48,5 @@ def table(results, options):
     return pd.concat(tables, ignore_index=True)
 
 
-def _rank(values):
+def _rank(values: pd.Series) -> pd.Series:
     return values.rank(ascending=False, method="min").astype("Int64")

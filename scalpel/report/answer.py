@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,9 +12,9 @@ from scalpel.claims.judge import Evidence
 from scalpel.claims.measures import gap
 from scalpel.config.types import BASE
 from scalpel.exhibits.results import task_name
+from scalpel.report.tables import Table
 
 SHOWN = 3  # runs, where the study names none
-NOTHING = {"question": "", "runs": [], "control": None, "picture": None}  # where a study has no `answer`
 
 
 class Answer(NamedTuple):
@@ -25,11 +26,11 @@ class Answer(NamedTuple):
 
 
 def answer(
-    wanted: dict | None, exhibits: dict[str, dict], evidence: Evidence, trained: Sequence[str],
-    label: Callable[[str], str] = str,
+    asked: dict, exhibits: dict[str, dict], evidence: Evidence, trained: Sequence[str],
+    label: Callable[[str], str] = str, equal: Table | None = None,
 ) -> Answer:  # fmt: skip
-    """wanted: the study's `answer` (scalpel/config/study.py). exhibits: name -> recipe. trained: the study's runs."""
-    asked = wanted or NOTHING
+    """asked: the study's `answer` (scalpel/config/study.py). exhibits: name -> recipe. trained: the study's runs.
+    equal: the table of equal budgets that it names."""
     picture = asked["picture"] or next((name for name in exhibits if exhibits[name]["kind"] == "frontier"), None)
     options = exhibits[picture]["options"] if picture else {}
     if "gain" not in options or "kept" not in options:
@@ -39,12 +40,41 @@ def answer(
     sentences = [scales.changes(runs)] if runs else []
     if runs and scales.has(asked["control"]):
         sentences.append(scales.compared(asked["control"], runs[0]))
+    if equal is not None:
+        sentences += at_equal_budgets(equal)
     return Answer(asked["question"], sentences, picture)
 
 
-def compared(wanted: dict | None, trained: Sequence[str]) -> list[str]:
+def at_equal_budgets(table: Table) -> list[str]:
+    """Of each budget: how many runs gain and keep more, or less, than the first one beyond their 95% intervals, and who
+    gains most. The table is that of scalpel/exhibits/equal_budget.py."""
+    rows = [dict(zip((column.name for column in table.columns), row, strict=True)) for row in table.rows]
+    found = []
+    for budget, group in itertools.groupby(rows, key=lambda row: row["budget"]):
+        first, *others = [row for row in group if row["gain"][:1] in ("+", "-")]
+        if not others:
+            continue
+        signs = {name: [_sign(row[f"{name} − first"]) for row in others] for name in ("gain", "kept")}
+        most = max((first, *others), key=lambda row: float(row["gain"].split()[0]))
+        more, less = (signs["gain"].count(sign) for sign in (1, -1))
+        kept, lost = (signs["kept"].count(sign) for sign in (1, -1))
+        found.append(
+            f"Within {budget}, of {len(others)} others {more} gain more than {first['run']} and {less} less, {kept} "
+            f"keep more and {lost} less (intervals without 0); {most['run']} gains most, {_page(most['gain'])}."
+        )
+    return found
+
+
+def _sign(text: str) -> int:
+    """Of a difference ``+1.2 [-3.4, +5.8]``: 0 where its interval holds 0, or it has none."""
+    low, high = (
+        (float(bound) for bound in text.partition("[")[2].rstrip("]").split(",")) if "[" in text else (-1.0, 1.0)
+    )
+    return (low > 0) - (high < 0)
+
+
+def compared(asked: dict, trained: Sequence[str]) -> list[str]:
     """The runs that the answer is about, its control the last one."""
-    asked = wanted or NOTHING
     return [*(asked["runs"] or trained[:SHOWN]), *filter(None, [asked["control"]])]
 
 
@@ -102,5 +132,9 @@ class Scales:
 
 
 def interval(found: Estimate) -> str:
+    return _page(judge.interval(found))
+
+
+def _page(text: str) -> str:
     """As on a page: with minus signs, never broken."""
-    return judge.interval(found).replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
+    return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")

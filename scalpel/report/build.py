@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,27 +16,36 @@ from scalpel import claims, exhibits
 from scalpel.claims.evidence import measured, published
 from scalpel.claims.judge import Evidence
 from scalpel.config.study import Margins
+from scalpel.config.types import BASE
 from scalpel.errors import UserError
 from scalpel.exhibits import drawing, embedded, record
 from scalpel.exhibits.options import ExhibitOptions
+from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import answer, audits, completions, course, drops, setup, tables, verdicts
-from scalpel.report.made import made
+from scalpel.report import answer, audits, completions, course, drops, runs, setup, tables, verdicts
+from scalpel.report.made import made, made_of
 
 HERE = Path(__file__).parent
+GALLERY = "gallery.html"  # beside index.html
+ROWS = 100  # of an exhibit's csv, in the gallery
 
 
 class Exhibit(NamedTuple):
-    """One figure or table as the page shows it. image: a data URI; one of image and table is there."""
+    """One figure or table as the pages show it. image: a figure's data URI."""
 
     name: str
     heading: str
     caption: str
     recipe: dict
+    entries: list[dict]  # of the results that it shows, other studies' among them
     files: list[tuple[str, str]]  # (suffix, path from the page)
+    table: tables.Table  # of its csv
     image: str | None = None
-    table: tables.Table | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.table.rows)
 
 
 def main() -> None:
@@ -50,53 +59,86 @@ def report(path: Path) -> None:
     """
     opened = drawing.opened(path)
     opened.check_code(exhibits.report_code())
-    drawing.put(opened, {"html": page(opened).encode()})
+    shown = {name: _exhibit(opened, name) for name in opened.recipe["exhibits"]}
+    drawing.put(opened, {"index.html": page(opened, shown).encode(), GALLERY: gallery(opened, shown).encode()})
 
 
-def page(opened: drawing.Opened) -> str:
-    """The HTML text."""
+def gallery(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
+    """The HTML text of the page with all exhibits and their numbers: figures side by side, then tables."""
+    figures_first = sorted(shown.values(), key=lambda exhibit: exhibit.image is None)
+    return _filled("gallery.jinja", opened, exhibits=figures_first, most=ROWS)
+
+
+def page(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
+    """The HTML text of the report."""
     recipe = opened.recipe
     results = Results.of_entries(opened.entries, opened.results)
     label = Style(recipe["looks"], (), ExhibitOptions()).label
-    shown = {name: _exhibit(opened, name) for name in recipe["exhibits"]}
     recorded = {name: exhibit.recipe for name, exhibit in shown.items()}
     rivals = next((one["options"]["runs"] for one in recorded.values() if one["kind"] == "rivals"), ())
     evidence = measured(results, rivals)
     found = _decided(recipe, opened.name, evidence, label)
-    said = answer.answer(recipe["answer"], recorded, evidence, list(recipe["runs"]), label)
+    equal = shown.get(recipe["answer"]["equal"])
+    said = answer.answer(
+        recipe["answer"], recorded, evidence, list(recipe["runs"]), label, equal.table if equal else None
+    )
     evaluation = dict(recipe["evaluation"])
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    provenance = opened.provenance()
-    return environment.get_template("report.jinja").render(
-        css=Markup((HERE / "style.css").read_text()),
-        study=opened.study,
+    foreign = Results.of_entries([entry for one in shown.values() for entry in one.entries], opened.results).found
+    seeds = {label(run): described["seeds"] for run, described in recipe["runs"].items()}
+    seeds |= _seeds_of_others(foreign)
+    named = [*answer.compared(recipe["answer"], list(recipe["runs"]))]
+    named += recorded[recipe["answer"]["equal"]]["options"]["runs"] if equal else []
+    named = [label(run) for run in dict.fromkeys(named) if label(run) in seeds]
+    return _filled(
+        "report.jinja",
+        opened,
         digest=opened.digest,
-        commit=provenance["commit"],
-        provenance=embedded.text_of(provenance),
-        title=recipe["title"],
-        scale=recipe["scale"],
-        description=recipe["description"],
+        commit=opened.provenance()["commit"],
         source=recipe["published"].get("source"),
-        seeds={label(run): described["seeds"] for run, described in recipe["runs"].items()},
+        seeds=seeds,
         verdicts=found,
         counts=verdicts.counts(found),
         families=verdicts.families(found),
         has_published=any(one.there for one in found),
         answer=said,
-        made=made([place for result in results.found for place in (result.step, *result.chain)]),
-        one_seed=all(len(described["seeds"]) == 1 for described in recipe["runs"].values()),
-        picture=shown.get(said.picture),
+        made=made([place for result in (*results.found, *foreign) for place in made_of(result)]),
+        several_seeds=[run for run in named if len(seeds[run]) > 1],
+        one_seed=[run for run in named if len(seeds[run]) == 1],
+        picture=shown.get(said.picture or ""),
         exhibits=list(shown.values()),
         completions=completions.side_by_side(results, answer.compared(recipe["answer"], list(recipe["runs"])), label),
         audits=audits.audits(results.of("train"), label),
         course=course.course(results, label),
+        runs=runs.runs(results, recipe["runs"], recipe["papers"], opened.place(opened.files[0]).parent, label),
+        papers=recipe["papers"],
         data=[(result.run, drops.drops(result.step)) for result in results.of("data", "generate", "common")],
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
         sampling=[f"{field} {tables.text_of(value)}" for field, value in evaluation.items()],
+    )
+
+
+def _seeds_of_others(found: list[Result]) -> dict[str, list[int]]:
+    """Of trained runs of other studies, <study>/<run>."""
+    seeds: dict[str, list[int]] = {}
+    for result in found:
+        owner, _, run = result.run.rpartition("/")
+        if owner and run != BASE and result.seed not in seeds.setdefault(result.run, []):
+            seeds[result.run].append(result.seed)
+    return seeds
+
+
+def _filled(template: str, opened: drawing.Opened, **parts: Any) -> str:
+    """A template with what all pages have and the parts given."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    shared = {name: opened.recipe[name] for name in ("title", "scale", "description")}
+    provenance = embedded.text_of(opened.provenance())
+    css = Markup((HERE / "style.css").read_text())
+    return environment.get_template(template).render(
+        study=opened.study, provenance=provenance, css=css, **shared, **parts
     )
 
 
@@ -129,11 +171,10 @@ def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     heading, caption = options["number"] or name, options["caption"]
     page = opened.place(opened.files[0]).parent
     links = [(suffix[1:], Path(os.path.relpath(place, page)).as_posix()) for suffix, place in files.items()]
-    if file.suffix == ".png":
-        image = f"data:image/png;base64,{base64.b64encode(light(file)).decode()}"
-        return Exhibit(name, heading, caption, recorded, links, image=image)
     label = Style(recorded["looks"], (), ExhibitOptions(labels=options["labels"])).label
-    return Exhibit(name, heading, caption, recorded, links, table=tables.of_csv(file, label))
+    numbers = tables.of_csv(record.checked(beside, files[".csv"]), label)
+    picture = f"data:image/png;base64,{base64.b64encode(light(file)).decode()}" if file.suffix == ".png" else None
+    return Exhibit(name, heading, caption, recorded, found["entries"], links, numbers, picture)
 
 
 def light(file: Path) -> bytes:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scalpel.artifact.files import PROVENANCE
+from scalpel.artifact.files import MANIFEST, PROVENANCE, below
+from scalpel.errors import UserError
+from scalpel.exhibits.result import Result
 from scalpel.progress import clock
 from scalpel.report.tables import Column, Table
 
@@ -26,6 +28,17 @@ class Made(NamedTuple):
     damaged: list[str]
 
 
+def made_of(result: Result) -> list[Path]:
+    """The directories of a result and of what it was made of: the run before it, its checkpoints."""
+    found = [*result.chain, result.step]
+    try:
+        checkpoints = json.loads((result.step / MANIFEST).read_text())["inputs"]["checkpoints"]["directory"]
+        found.insert(-1, below(result.step.parents[1], checkpoints))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        pass  # it has none, or is damaged, which is said of it
+    return found
+
+
 def made(steps: Sequence[Path]) -> Made:
     """Of result directories, each once, in the order in which they were made."""
     found, damaged = [], []
@@ -38,7 +51,7 @@ def made(steps: Sequence[Path]) -> Made:
             damaged.append(f"{step.parent.name}/{step.name}")
     found.sort(key=lambda result: result[:3])
     rows = [
-        (name, f"{begun:%Y-%m-%d %H:%M}", clock(seconds), (one.get("commit") or "unknown")[:12], one.get("host") or "")
+        (name, f"{begun:%Y-%m-%d %H:%M}", clock(seconds), _short(one.get("commit")), one.get("host") or "")
         for begun, seconds, name, one in found
     ]
     versions: dict[str, dict[str, None]] = {}
@@ -52,3 +65,8 @@ def made(steps: Sequence[Path]) -> Made:
         [f"{package} {' and '.join(of)}" for package, of in versions.items()],
         damaged,
     )
+
+
+def _short(commit: str | None) -> str:
+    """Twelve digits, and the + of code that differed from the commit."""
+    return commit[:12] + "+" * commit.endswith("+") if commit else "unknown"

@@ -17,7 +17,7 @@ class Compared(NamedTuple):
 
 def compared(recipes: dict[str, dict], what: str, label: Callable[[str], str] = str) -> Compared:
     """Recipes side by side, one column each and one row per field; nested fields with dots in their names."""
-    flat = {name: _flattened(recipe) for name, recipe in recipes.items()}
+    flat = {name: flattened(recipe) for name, recipe in recipes.items()}
     fields = list(dict.fromkeys(field for recipe in flat.values() for field in recipe))
     texts = {field: [text_of(recipe.get(field)) for recipe in flat.values()] for field in fields}
     differing = [(field, *texts[field]) for field in fields if len(set(texts[field])) > 1]
@@ -25,8 +25,9 @@ def compared(recipes: dict[str, dict], what: str, label: Callable[[str], str] = 
     return Compared(Table([Column(what), *(Column(label(name)) for name in recipes)], differing), shared)
 
 
-def _flattened(recipe: dict, above: str = "") -> dict[str, object]:
+def flattened(recipe: dict, above: str = "") -> dict[str, object]:
+    """A recipe without nesting: names of inner fields after those of the outer ones, with dots between."""
     flat: dict[str, object] = {}
     for field, value in recipe.items():
-        flat |= _flattened(value, f"{above}{field}.") if isinstance(value, dict) else {f"{above}{field}": value}
+        flat |= flattened(value, f"{above}{field}.") if isinstance(value, dict) else {f"{above}{field}": value}
     return flat

@@ -42,7 +42,7 @@ def of_csv(path: Path, label: Callable[[str], str]) -> Table:
     """
     import pandas as pd
 
-    frame = pd.read_csv(path, skiprows=1)
+    frame = pd.read_csv(path, skiprows=1, dtype=str, keep_default_na=False).apply(_typed)
     if "run" in frame:
         frame["run"] = frame["run"].map(label)
     names = [name for name in frame.columns if not (name.endswith(ERROR) and name.removesuffix(ERROR) in frame)]
@@ -52,6 +52,26 @@ def of_csv(path: Path, label: Callable[[str], str]) -> Table:
     texts = [texts_of(frame[name], frame.get(name + ERROR)) for name in names]
     faint = frozenset(i for i, of in enumerate(frame.get("of", ())) if of == "published")
     return Table(columns, list(zip(*texts, strict=True)), faint)
+
+
+def _typed(cells: pd.Series) -> pd.Series:
+    """A column of a csv as numbers, where all of its cells are written as numbers are; what is empty is nan."""
+    import numpy as np
+    import pandas as pd
+
+    there = [cell for cell in cells if cell]
+    for kind in (int, float):
+        if there and all(_is(kind, cell) for cell in there):
+            whole = kind is int and len(there) == len(cells)
+            return pd.Series([int(c) if whole else float(c or "nan") for c in cells], cells.index)
+    return cells.replace("", np.nan).astype(object)
+
+
+def _is(kind: type, cell: str) -> bool:
+    try:
+        return repr(kind(cell)) == cell
+    except ValueError:
+        return False
 
 
 def texts_of(values: pd.Series, errors: pd.Series | None = None) -> list[str]:
