@@ -39,10 +39,10 @@ STAGES: dict[str, Stage] = {
     "audit": Stage(1, cost="audit", evidence=True),  # probes of the installed stack: a gate of training, no input of it
     "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(2),  # checkpoints made elsewhere
-    "evaluate": Stage(3, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints
+    "evaluate": Stage(4, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints
     "kl": Stage(1, cost="kl", reads="all"),
-    "weight_change": Stage(1, reads="all"),
-    "structure": Stage(1, cost="structure", reads="listed"),  # sparsity, rank and spectrum of updates
+    "weight_change": Stage(2, reads="all"),
+    "structure": Stage(2, cost="structure", reads="listed"),  # sparsity, rank and spectrum of updates
 }
 EXHIBIT, REPORT = "exhibit", "report"  # no results with digests in their names; their versions:
 SHOWN = {EXHIBIT: 1, REPORT: 1}

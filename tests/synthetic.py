@@ -236,7 +236,9 @@ def _samples(scores: pd.DataFrame, rng) -> pd.DataFrame:
     of_words = ~frame["task"].isin(["mmlu", "mmlu_pro"])  # the others by likelihoods
     said = [f"<think>step {s} & {q}</think>" for s, q in zip(frame["step"], frame["question"], strict=True)]
     asked = "What is <it>? " + frame["question"].astype(str)
-    return frame.assign(prompt=asked, gold="7", completion=pd.Series(said).where(of_words, None))
+    subject = "mmlu:" + (frame["question"] % 3 + frame["question"] % 2).astype(str)  # of unlike sizes
+    group = frame["task"].where(frame["task"] != "mmlu", subject)
+    return frame.assign(group=group, prompt=asked, gold="7", completion=pd.Series(said).where(of_words, None))
 
 
 def _kl(run: str, rng) -> pd.DataFrame:

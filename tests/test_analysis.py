@@ -95,6 +95,25 @@ def test_kl_of_a_model_with_itself_is_zero(base, questions, tmp_path):
     assert all(r["kl"] == 0 and r["kl_solution"] == 0 for r in rows)
 
 
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_kl_is_of_the_models_logits_or_refused(base, questions, tmp_path, scaling):
+    """Granite divides its logits: its head's product with the hidden states is something else."""
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    config = GraniteConfig(
+        vocab_size=len(load_tokenizer(base)), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, logits_scaling=scaling,
+    )  # fmt: skip
+    directory = copy(base, tmp_path / "granite")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    if scaling == 1:
+        assert all(row["kl"] == 0 for row in measured(directory, [(0, directory)], questions, tmp_path / "out"))
+    else:
+        with pytest.raises(UserError, match="granite: its logits are not lm_head's product"):
+            measured(directory, [(0, directory)], questions, tmp_path / "out")
+
+
 def test_kl_does_not_depend_on_chunks_or_batches(base, checkpoints, questions, tmp_path):
     whole = measured(base, checkpoints, questions, tmp_path / "whole", chunk=100_000, batch_tokens=100_000)
     small = measured(base, checkpoints, questions, tmp_path / "small", chunk=7, batch_tokens=1)
@@ -223,6 +242,21 @@ def test_weight_change_of_other_dtypes(base, checkpoints, tmp_path, dtype):
 
 def test_weight_change_of_the_base_is_zero(base, tmp_path):
     assert all(r["relative"] == 0 for r in change(base, [(0, base)], tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_alone_is_no_weight_change(base, checkpoints, tmp_path, dtype):
+    """A checkpoint stored more coarsely than its base; what training changed is found all the same."""
+    rounded = []
+    for name, source in (("same", base), ("trained", checkpoints[1][1])):
+        rounded.append(copy(source, tmp_path / name))
+        path = rounded[-1] / "model.safetensors"
+        save_file({k: v.to(dtype) for k, v in load_file(path).items()}, path)
+    found = change(base, [(0, rounded[0]), (1, rounded[1])], tmp_path / "out")
+    whole = change(base, [(1, checkpoints[1][1])], tmp_path / "whole")
+    assert all(row["relative"] == 0 for row in found if row["step"] == 0)
+    mine = [row["relative"] for row in found if row["step"] == 1]
+    assert mine == pytest.approx([row["relative"] for row in whole], rel=0.02)
 
 
 def test_weight_change_reads_shards(base, checkpoints, tmp_path):

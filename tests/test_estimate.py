@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from scalpel.claims.estimate import Estimate, Lacking, Sample, linear, logged
-from scalpel.claims.judge import APPEARS, NO_DIFFERENCE, OPPOSITE, Part, holm, rounded
+from scalpel.claims.estimate import Estimate, Lacking, Sample, linear, logged, mean_over, variance_of_mean
+from scalpel.claims.judge import APPEARS, NO_DIFFERENCE, OPPOSITE, Evidence, Part, holm, rounded
 from scalpel.claims.scalpel_vs_hammer import at_k, kept
 from scalpel.exhibits.uncertainty import binomial_error
 
@@ -210,8 +211,6 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples():
 
 
 def test_what_is_kept_of_right_answers_is_that_of_a_bootstrap():
-    from scalpel.claims.judge import Evidence
-
     rng = np.random.default_rng(9)
     base = (rng.random(400) < 0.6).astype(float)
     a, b = base * (rng.random(400) < 0.9), base * (rng.random(400) < 0.7)
@@ -222,3 +221,52 @@ def test_what_is_kept_of_right_answers_is_that_of_a_bootstrap():
     picks = rng.integers(0, 400, (6000, 400))
     shares = ((a - b) * base)[picks].sum(axis=1) / base[picks].sum(axis=1)
     assert interval(found) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])), abs=0.012)
+
+
+# ---------------------------------------------------------------- strata, weights, and units that are not shared
+
+
+def test_a_mean_over_strata_has_the_error_of_one():
+    """MMLU: subjects of unlike sizes count alike. Against sums subject by subject, and the spread of many draws."""
+    sizes, rng = [3, 10, 100, 1], np.random.default_rng(5)
+    strata = tuple(np.repeat(list("abcd"), sizes))
+    units = rng.normal(size=len(strata))
+    parts = [units[np.array(strata) == name] for name in "abcd"]
+    squares = [part.var(ddof=1) if len(part) > 1 else 0 for part in parts]
+    pooled = sum(v * (n - 1) for v, n in zip(squares, sizes, strict=True)) / sum(n - 1 for n in sizes)
+    squares[3] = pooled
+    terms = [v / n / 16 for v, n in zip(squares, sizes, strict=True)]
+    variance, df = variance_of_mean(units, strata)
+    assert variance == pytest.approx(sum(terms))
+    assert df == pytest.approx(variance**2 / sum(t**2 / (n - 1) for t, n in zip(terms[:3], sizes, strict=False)))
+    assert mean_over(units, strata) == pytest.approx(np.mean([part.mean() for part in parts]))
+    assert variance_of_mean(units, tuple(range(len(units)))) == variance_of_mean(units) == (
+        pytest.approx(units.var(ddof=1) / len(units)), len(units) - 1,
+    )  # fmt: skip
+    drawn = [mean_over(rng.normal(np.repeat([0, 1, 2, 3], sizes)), strata) for _ in range(4000)]
+    assert np.var(drawn) == pytest.approx(sum(1 / n for n in sizes) / 16, rel=0.1)
+    of = Sample("a", (1,), np.array([mean_over(units, strata)]), units[None], tuple(range(len(units))), strata=strata)
+    assert linear([[(1, of)]]).over_units == pytest.approx(variance)
+
+
+def test_value_and_error_are_of_the_same_questions():
+    """What only one of two runs was asked tells nothing of their difference."""
+    base = Sample("base", (0,), np.array([0.5]), np.repeat([1.0, 0.0], 50)[None], tuple(range(100)), trained=False)
+    run = Sample("run", (1,), np.array([1.0]), np.ones((1, 40)), tuple(range(40)))
+    assert linear([[(1, run), (-1, base)]]).value == 0
+    with pytest.raises(Lacking, match="run and base share no questions"):
+        linear([[(1, run), (-1, replace(base, names=tuple(range(100, 200))))]])
+
+
+@pytest.mark.parametrize("right", [2, 4, 10, 60])
+def test_a_handful_of_right_answers_proves_little(right):
+    """Of 200 questions the base has few right; two runs keep each with chance 0.75, so that there is no difference."""
+    rng, covered, widths = np.random.default_rng(right), 0, []
+    base = replace(sample(np.repeat([1.0, 0.0], [right, 200 - right]), "base", share=True), trained=False)
+    for _ in range(300):
+        runs = {name: {"t": sample(rng.random(200) < 0.75, name, share=True)} for name in ("a", "b")}
+        found = kept(Evidence({"base": {"t": base}} | runs), "a", ["t"], "b")
+        low, high = interval(found)
+        covered, widths = covered + (low <= 0 <= high), [*widths, high - low]
+        assert found.unit_df <= right - 1
+    assert covered / 300 >= 0.92 and min(widths) > 0.2 * (right < 60)

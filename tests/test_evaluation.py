@@ -18,6 +18,7 @@ from scalpel.errors import UserError
 from scalpel.evaluation import evaluate
 from scalpel.evaluation.question_set import open_set
 from scalpel.evaluation.questions import prepare
+from scalpel.evaluation.run import aggregate
 from scalpel.grading.grader import Grader
 from scalpel.weights import load_model
 
@@ -487,3 +488,26 @@ def test_real_files_end_to_end(shared_data, tiny_base, tmp_path):
     assert counted["mmlu_pro"] == 2
     golds = rows[rows.task == "aime24"].gold.tolist()
     assert golds == [r"$\boxed{204}$", r"$\boxed{113}$"]
+
+
+def test_instructions_of_one_prompt_share_an_answer():
+    """IFEval's instruction level: the mean over instructions, with the error that draws of prompts have."""
+    rng = np.random.default_rng(2)
+
+    def drawn(prompts: int) -> list[dict]:
+        rows = []
+        for prompt in range(prompts):
+            ability = float(rng.random() < 0.6)  # all of a prompt's instructions together
+            for i in range(rng.integers(1, 4)):
+                score = ability if rng.random() < 0.9 else 1 - ability
+                rows.append({"task": "ifeval", "metric": "inst_level_strict_acc", "group": "ifeval",
+                             "question": prompt, "sample": i, "score": score})  # fmt: skip
+        return rows
+
+    found = [aggregate(drawn(200))[0] for _ in range(200)]
+    spread = np.std([score["value"] for score in found])
+    assert np.mean([score["stderr"] for score in found]) == pytest.approx(spread, rel=0.15)
+    rows = drawn(5)
+    (score,) = aggregate(rows)
+    assert score["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
+    assert score["questions"] == 5 and score["samples"] == len(rows)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from scalpel import published
 from scalpel.artifact.step import Step
-from scalpel.config.training import TrainSettings
+from scalpel.config.training import Trainable, TrainSettings
 from scalpel.cost.flops import Multiplied, Published
 from scalpel.cost.shape import Shape
 from scalpel.exhibits import spent
@@ -21,6 +21,7 @@ from scalpel.exhibits.flops import published as published_rows
 from scalpel.exhibits.result import Result
 from scalpel.grading.grader import Grader
 from scalpel.methods import loop, meter
+from scalpel.methods.freezing import freeze
 from scalpel.methods.meter import Counter, Meter, sampled_steps
 from tests.finished import finish
 from tests.test_methods import GRPO, REUSING, SFT, train
@@ -240,6 +241,24 @@ def test_forward_flops_are_what_torch_counts_but_for_the_squares_of_attention(ti
         angles = model.config.hidden_size // model.config.num_attention_heads * length  # of the rotary embedding
         assert found.get_total_flops() == count.forward(0, length) + squares + angles
     assert count.forward(0, 30) == count.forward(0, 12) + count.forward(12, 30), "what is kept is not computed again"
+
+
+@pytest.mark.parametrize("trainable", [{"only": ("q_proj", "k_proj")}, {"freeze_mlp_layers": (1,)}, {}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_does_not_train_is_not_counted(tiny_base, trainable, tied):
+    """A step's FLOPs against torch's count of it. Freezing spares the gradients of matrices, the head's among them."""
+    config = AutoConfig.from_pretrained(tiny_base, tie_word_embeddings=tied, attn_implementation="eager")
+    model, trainable, length = AutoModelForCausalLM.from_config(config), Trainable(**trainable), 12
+    freeze(model, trainable)
+    shape = Shape.of_config(config.to_dict())
+    count = Multiplied.of(shape)
+    embeddings = model.get_input_embeddings()(torch.zeros(1, length, dtype=torch.long)).detach().requires_grad_()
+    with FlopCounterMode(display=False) as found:
+        model(inputs_embeds=embeddings).logits.sum().backward()
+    squares = 4 * count.attention * (length * length - length * (length + 1) / 2)
+    angles = config.hidden_size // config.num_attention_heads * length
+    share = shape.trained_matrices(trainable) / count.matrices
+    assert found.get_total_flops() == pytest.approx(count.trained(length, share) + 3 * squares + angles, rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,32 @@ def test_gain_and_loss_are_paired_differences_from_the_base_model(three_seeds): 
         errors = []
         for task in KEPT:
             new, old = (question_scores(three_seeds, r, s, task, n) for r, s, n in ((run, seed, step), ("base", 0, 0)))
-            errors.append((new - old).std(ddof=1) / math.sqrt(len(new)))
+            errors.append(error_of_mean(task, new - old))
         expected = math.sqrt(sum(error**2 for error in errors)) / len(errors)
         assert frame.loc[run, seed, step]["loss_stderr"] == pytest.approx(expected)
+
+
+def error_of_mean(task: str, differences: np.ndarray) -> float:
+    """Of the mean over questions; MMLU's is one over subjects (tests/synthetic.py says which question is whose)."""
+    question = np.arange(len(differences))
+    subject = question % 3 + question % 2 if task == "mmlu" else 0 * question
+    parts = [differences[subject == name] for name in np.unique(subject)]
+    return math.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)) / len(parts)
+
+
+def test_the_whisker_is_of_the_mean_over_seeds(three_seeds):  # noqa: F811
+    """Over questions, whose differences are first averaged over seeds, and over seeds."""
+    frame = table(three_seeds, "frontier")
+    last = frame[(frame["run"] == "grpo") & (frame["step"] == 100)]
+    assert last["gain_mean_stderr"].nunique() == 1
+    base = question_scores(three_seeds, "base", 0, "math_500", 0)
+    mine = np.mean([question_scores(three_seeds, "grpo", seed, "math_500", 100) for seed in SEEDS], axis=0)
+    of_questions = (mine - base).var(ddof=1) / len(base)
+    expected = math.sqrt(of_questions + last["gain"].var(ddof=1) / len(SEEDS))
+    assert last["gain_mean_stderr"].iloc[0] == pytest.approx(expected)
+    whiskers = draw(three_seeds, "frontier").axes[0].containers[0].lines[2]
+    low, high = whiskers[1].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(200 * expected)
 
 
 def test_a_path_for_each_run_from_the_base_model(three_seeds):  # noqa: F811

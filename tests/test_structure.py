@@ -156,6 +156,12 @@ def test_stored_in_bfloat16_both_sparsities_agree(models, tmp_path):
     assert (frame["unchanged"] == frame["unchanged_bf16"]).all()
     fine = measured(base, ours[:1], None, tmp_path / "fine")
     assert frame["unchanged"].tolist() == fine["unchanged_bf16"].tolist()
+    of_fine_base = measured(base, [(5, rougher)], [(5, rough)], tmp_path / "mixed")
+    compared = frame.columns.difference(["changed", "other_changed", "both_changed"]).difference(
+        [f"{name}_bf16" for name in ("changed", "other_changed", "both_changed")]
+    )
+    pd.testing.assert_frame_equal(of_fine_base[compared], frame[compared])
+    assert (of_fine_base["other_changed"] == 0).all(), "the other is the base, rounded"
 
 
 def test_angles_of_known_planes():

@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo3Config,
+)
 
 from scalpel.analysis import trace as tracing
 from scalpel.analysis.trace import BEFORE, KINDS, layers_above, position_classes, trace, window
@@ -307,6 +315,29 @@ def test_a_model_of_other_parts_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     row = {"subject": "Bern", "prompt": "The capital of Bern is", "attribute": "red"}
     with pytest.raises(UserError, match="made like Olmo2 and Llama only"):
+        run(tmp_path, write_facts(tmp_path / "facts.parquet", [row]), tmp_path)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (lambda n: GraniteConfig(vocab_size=n, embedding_multiplier=12.0, **SMALL), "layer 0 by itself"),
+        (lambda n: MistralConfig(vocab_size=n, sliding_window=2, **SMALL), "layer 0 by itself"),
+        (lambda n: Olmo3Config(vocab_size=n, **SMALL), "rotary embeddings differ"),
+    ],
+)
+def test_a_model_whose_layers_take_more_than_is_known_is_refused(config, why, tmp_path):
+    """What its layers say by themselves is compared with what they say in the model."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([f" {word}" for word in WORDS], bos=False)
+    AutoModelForCausalLM.from_config(config(len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    row = {"subject": "Bern", "prompt": "The capital of Bern is", "attribute": "red"}
+    with pytest.raises(UserError, match=why):
         run(tmp_path, write_facts(tmp_path / "facts.parquet", [row]), tmp_path)
 
 

@@ -64,6 +64,7 @@ def kl(
     batches = by_length(asked, settings.batch_tokens)
 
     model = load_model(base, "float32", device)
+    refuse_other_logits(model, base, asked[0])
     base_head = model.get_output_embeddings()
     base_hidden = [hidden_states(model, batch).cpu() for batch in track(batches, "base model, batch")]
     del model
@@ -77,6 +78,7 @@ def kl(
                 f"{path}: its lm_head has shape {list(head.weight.shape)}, the base model's "
                 f"{list(base_head.weight.shape)}; the checkpoint is not one of this base model."
             )
+        refuse_other_logits(model, path, asked[0])
         for batch, original in zip(batches, base_hidden, strict=True):
             values = kl_of_positions(original.to(device), base_head, hidden_states(model, batch), head, settings.chunk)
             end = 0
@@ -174,6 +176,22 @@ def hidden_states(model: PreTrainedModel, batch: list[Question]) -> Tensor:
     with torch.inference_mode():
         states = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
         return states[real.to(model.device)]
+
+
+def refuse_other_logits(model: PreTrainedModel, path: Path, question: Question) -> None:
+    """UserError for a model whose logits are not its head's product with the final hidden states (Granite scales them,
+    Gemma-2 caps them): its KL would be wrong without a sign of it."""
+    import torch
+
+    hidden = hidden_states(model, [question._replace(ids=question.ids[:16])])
+    with torch.inference_mode():
+        theirs = model(input_ids=torch.tensor([question.ids[:16]], device=model.device), use_cache=False).logits[0]
+        ours = model.get_output_embeddings()(hidden)
+    if not torch.allclose(
+        torch.log_softmax(ours, -1), torch.log_softmax(theirs.float(), -1), atol=1e-3, rtol=1e-3, equal_nan=True
+    ):
+        raise UserError(f"{path}: its logits are not lm_head's product with the final hidden states, as in models that "
+                        "scale or cap them; their KL is not measured: leave KL out of the study.")  # fmt: skip
 
 
 def kl_of_positions(base_hidden: Tensor, base_head: Module, hidden: Tensor, head: Module, chunk: int) -> Tensor:

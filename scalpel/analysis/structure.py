@@ -1,6 +1,7 @@
 """What an update looks like, matrix by matrix: how many entries it changed, its rank, and what became of the spectrum.
 
-W0 is a matrix of the base model, W that of a checkpoint, D = W - W0, s(A) the singular values of A in falling order.
+W0 is a matrix of the base model (rounded as the checkpoint is stored, where that is coarser), W that of a checkpoint,
+D = W - W0, s(A) the singular values of A in falling order.
 
 * unchanged: share of entries with W = W0 as both are stored; unchanged_bf16: the same after both are rounded to
   bfloat16 (to nearest, ties to even). "Sparsity" of an update in Mukherjee et al. (arXiv 2505.11711), and the surface
@@ -27,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from scalpel.analysis.tensors import ChunkReader, Matrix, Stored, open_matrices, projection_order
+from scalpel.analysis.tensors import ChunkReader, Matrix, Stored, as_stored, open_matrices, projection_order
 from scalpel.config.analysis import StructureRecipe
 from scalpel.errors import UserError
 from scalpel.progress import track
@@ -96,14 +97,19 @@ def structure(
 
 def of_matrix(matrix: Matrix, count: int, recipe: StructureRecipe) -> list[dict]:
     """What is measured of one matrix at the first `count` counterparts; the others, if any, are another run's."""
-    original = whole_tensor(matrix.base, matrix.name)
-    before = spectrum(original, recipe.top)
-    norm = float(before.values.norm())
-    if norm == 0:
+    whole = whole_tensor(matrix.base, matrix.name)
+    if not whole.any():
         raise UserError(f"{matrix.base.path}: tensor {matrix.name} is all zeros, so no change relative to it exists.")
+    bases: dict[str, tuple[Tensor, Spectrum]] = {}  # by how a checkpoint is stored
     found = []
     for place in range(count):
-        tensor = whole_tensor(matrix.others[place], matrix.name)
+        stored = matrix.others[place]
+        tensor = whole_tensor(stored, matrix.name)
+        if stored.dtype not in bases:
+            rounded = as_stored(whole, matrix.base, stored)
+            bases[stored.dtype] = rounded, spectrum(rounded, recipe.top)
+        original, before = bases[stored.dtype]
+        norm = float(before.values.norm())
         moved = changed(original, tensor)
         shares = {name: float(mask.double().mean()) for name, mask in moved.items()}
         row = {"entries": tensor.numel(), "full_rank": min(tensor.shape)}
@@ -114,7 +120,8 @@ def of_matrix(matrix: Matrix, count: int, recipe: StructureRecipe) -> list[dict]
         row["angle_left"] = largest_angle(before.left, after.left)
         row["angle_right"] = largest_angle(before.right, after.right)
         if len(matrix.others) > count:
-            theirs = changed(original, whole_tensor(matrix.others[count + place], matrix.name))
+            other = matrix.others[count + place]
+            theirs = changed(as_stored(whole, matrix.base, other), whole_tensor(other, matrix.name))
             for suffix, mask in moved.items():
                 both = (mask, theirs[suffix], mask & theirs[suffix])
                 row |= {f"{share}{suffix}": float(m.double().mean()) for share, m in zip(SHARES, both, strict=True)}

@@ -32,6 +32,9 @@ DTYPES = {
 }
 
 
+PRECISION = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}  # bits of a significand
+
+
 class Stored(NamedTuple):
     """Where a tensor lies: bytes [begin, end) of an open file."""
 
@@ -101,6 +104,16 @@ class ChunkReader:
                 raise UserError(f"{self.stored.path}: tensor {self.name} ends early; the file was cut off meanwhile.")
             done += got
         return self.buffer[:size]
+
+
+def as_stored(tensor: Tensor, of: Stored, like: Stored) -> Tensor:
+    """A tensor stored as `of`, rounded as `like` stores numbers where that is coarser: a checkpoint in bfloat16 of
+    a float32 base differs from it by the rounding alone, which is no change that training made."""
+    import torch
+
+    if PRECISION[like.dtype] >= PRECISION[of.dtype]:
+        return tensor
+    return tensor.to(getattr(torch, DTYPES[like.dtype])).to(tensor.dtype)
 
 
 def open_tensors(directory: Path, stack: ExitStack) -> dict[str, Stored]:

@@ -290,7 +290,27 @@ def clean_run(model: PreTrainedModel, fact: Fact) -> Clean:
         again = float(_probability(model, outputs["hidden"][-1][None, -1], fact.answer))
     if abs(again - probability) > 1e-4:
         raise _unlike_llama(model, "its logits are not those of its last layer's normalised output")
+    _refuse_other_layers(model, fact, outputs["hidden"])
     return Clean(int(logits.argmax()), probability, outputs)
+
+
+def _refuse_other_layers(model: PreTrainedModel, fact: Fact, hidden: list[Tensor]) -> None:
+    """UserError when a layer, given the states below it, a causal mask and the rotary embeddings, does not say what it
+    said in the model: one of a shorter window, or under scaled embeddings. hidden: (tokens x hidden) of each layer."""
+    import torch
+
+    with torch.no_grad():
+        below = model.get_input_embeddings()(torch.tensor([fact.ids], device=model.device))
+        try:
+            surroundings = _surroundings(model, 0, len(fact.ids))
+        except TypeError:
+            raise _unlike_llama(model, "its rotary embeddings differ from layer to layer") from None
+        allowed = 1e-4 if below.dtype == torch.float32 else 2e-2
+        for layer, block in enumerate(_modules(model)["hidden"]):
+            again = _first(block(below, **surroundings))[0]
+            if (again - hidden[layer]).norm() > allowed * hidden[layer].norm():
+                raise _unlike_llama(model, f"layer {layer} by itself does not say what it says in the model")
+            below = hidden[layer][None]
 
 
 def effects(

@@ -3,7 +3,8 @@
 The seven projections of every layer, straight from safetensors files: no model is built, nothing is
 held but a few chunks of `CHUNK` elements. A chunk of the base is read and converted once and compared
 with all checkpoints in turn. Differences are float32 (float64 where a file holds float64), sums over
-chunks float64; the authors computed in bfloat16.
+chunks float64; the authors computed in bfloat16. Where a checkpoint is stored more coarsely than the base (bfloat16,
+and the base float32), W_base in the difference is the base rounded as the checkpoint is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalpel.analysis.tensors import ChunkReader, Stored, open_matrices, projection_order
+from scalpel.analysis.tensors import ChunkReader, Stored, as_stored, open_matrices, projection_order
 from scalpel.errors import UserError
 from scalpel.progress import track
 
@@ -68,7 +69,8 @@ def weight_change(base: Path, checkpoints: list[tuple[int, Path]], out: Path, th
 
 
 def squared_norms(name: str, base: Stored, others: list[Stored]) -> tuple[float, list[float]]:
-    """||base||^2 and ||other - base||^2 for every other, float64 sums over float32 (or float64) chunks."""
+    """||base||^2 and ||other - base||^2 for every other, float64 sums over float32 (or float64) chunks; the base of a
+    difference is rounded as `tensors.as_stored` says."""
     import torch
 
     work = torch.float64 if any(item.dtype == "F64" for item in (base, *others)) else torch.float32
@@ -84,7 +86,7 @@ def squared_norms(name: str, base: Stored, others: list[Stored]) -> tuple[float,
         sums[0] += _sum_of_squares(ours, squares[:size], base, name)
         for i, reader in enumerate(readers[1:], 1):
             theirs.copy_(reader.read(start, size))
-            theirs.sub_(ours)
+            theirs.sub_(as_stored(ours, base, reader.stored))
             sums[i] += _sum_of_squares(theirs, squares[:size], reader.stored, name)
     return sums[0], sums[1:]
 

@@ -9,6 +9,9 @@ delta_i of single seeds, with n - 1. The interval is
 each t at the level asked. With few seeds t is large (4.3 for three), and it reduces to the t interval of whichever
 variance is the greater. The noise between units and seeds enters both parts, so it is too wide rather than too narrow
 (tests/test_estimate.py measures its coverage). With one seed V_S is not known and `uncovered` names the runs.
+
+Where a mean is one over strata (MMLU's G subjects count alike, however many questions Q_g each has), V_Q is
+sum_g s_g^2(d) / Q_g / G^2, with the degrees of freedom that Satterthwaite (1946) gives such a sum.
 """
 
 from __future__ import annotations
@@ -55,10 +58,19 @@ class Sample:
     share: bool = False
     draws: int = 1  # samples of each question
     size: int = 0  # how many units the error is of, where there are none
+    strata: tuple = ()  # of each unit, where the value is the unweighted mean over strata; empty: the mean over units
+    effective: float = 0  # how many equal units would weigh as these do; 0: as many as there are
 
     @property
     def mean(self) -> float:
         return float(self.values.mean())
+
+
+def of_seed(sample: Sample, seed: int) -> Sample:
+    """One seed of a sample that has units."""
+    assert sample.units is not None
+    place = slice(at := sample.seeds.index(seed), at + 1)
+    return replace(sample, seeds=(seed,), values=sample.values[place], units=sample.units[place])
 
 
 def logged(sample: Sample) -> Sample:
@@ -103,6 +115,11 @@ class Estimate:
     def known(self) -> bool:
         """Whether there is an error at all."""
         return math.isfinite(self.value) and any(math.isfinite(v) for v in (self.over_units, self.over_seeds))
+
+    @property
+    def stderr(self) -> float:
+        """Over units and seeds together, as far as these are known; nan where no error is."""
+        return math.sqrt(math.fsum(variance for variance, _ in self.parts())) if self.known else math.nan
 
     def parts(self) -> list[tuple[float, float]]:
         """(variance, degrees of freedom) of what is known."""
@@ -200,6 +217,7 @@ def _least(enough: Callable[[float], bool]) -> float | None:
 def linear(groups: Sequence[Sequence[tuple[float, Sample]]]) -> Estimate:
     """sum of c x mean over all (c, sample). Samples of a group share their units and are paired by them; those of
     different groups have independent units. All share their seeds: runs with the same two seeds or more are paired."""
+    groups = [_matched(group) for group in groups]
     terms = [term for group in groups for term in group]
     found = [_over_units(group) for group in groups]
     over_seeds, seeds, uncovered = _over_seeds(terms)
@@ -211,32 +229,80 @@ def linear(groups: Sequence[Sequence[tuple[float, Sample]]]) -> Estimate:
     )  # fmt: skip
 
 
+def _matched(group: Sequence[tuple[float, Sample]]) -> list[tuple[float, Sample]]:
+    """The group's samples on the units that all of them have; Lacking when there is none."""
+    samples = [sample for _, sample in group]
+    names = samples[0].names
+    if any(sample.units is None for sample in samples) or all(sample.names == names for sample in samples):
+        return list(group)
+    shared = set(names).intersection(*(sample.names for sample in samples[1:]))
+    if not shared:
+        raise Lacking(f"{samples[0].run} and {samples[-1].run} share no {samples[0].what}")
+    return [(c, _at(sample, [name for name in names if name in shared])) for c, sample in group]
+
+
+def _at(sample: Sample, names: Sequence) -> Sample:
+    """The sample as if it had been measured on these of its units alone."""
+    assert sample.units is not None
+    column = {name: place for place, name in enumerate(sample.names)}
+    taken = [column[name] for name in names]
+    strata = tuple(sample.strata[place] for place in taken) if sample.strata else ()
+    units = sample.units[:, taken]
+    return replace(sample, names=tuple(names), units=units, values=mean_over(units, strata), strata=strata)
+
+
+def mean_over(units: np.ndarray, strata: tuple) -> np.ndarray:
+    """Means over the last axis, or, with strata, the unweighted means of the strata's means."""
+    import numpy as np
+
+    if not strata:
+        return np.asarray(units.mean(axis=-1))
+    _, at, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    return np.asarray((units / sizes[at]).sum(axis=-1) / len(sizes))
+
+
+def variance_of_mean(units: np.ndarray, strata: tuple = ()) -> tuple[float, float]:
+    """(variance of `mean_over` of these units, degrees of freedom); the variance is nan where it cannot be known.
+
+    A stratum of one unit is taken to vary as the others do, pooled.
+    """
+    import numpy as np
+
+    count = len(units)
+    labels, at, sizes = np.unique(strata or np.zeros(count), return_inverse=True, return_counts=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if len(labels) in (1, count):
+            return (float(units.var(ddof=1) / count) if count > 1 else math.nan), count - 1
+        means = np.bincount(at, units) / sizes
+        squares = np.bincount(at, (units - means[at]) ** 2)
+        several = sizes > 1
+        pooled = squares.sum() / (count - len(labels))
+        parts = np.where(several, squares / np.maximum(sizes - 1, 1), pooled) / sizes / len(labels) ** 2
+        variance, spread = float(parts.sum()), float((parts[several] ** 2 / (sizes[several] - 1)).sum())
+    return variance, variance**2 / spread if spread > 0 else count - len(labels)
+
+
 def _over_units(group: Sequence[tuple[float, Sample]]) -> tuple[float, int, float]:
-    """(variance over units, number of units, degrees of freedom); the variance is nan with fewer than two."""
+    """(variance over units, number of units, degrees of freedom) of samples that are `_matched`; the variance is nan
+    with fewer than two units."""
     import numpy as np
 
     samples = [sample for _, sample in group]
     if any(sample.units is None for sample in samples):
         return math.fsum((c * sample.error) ** 2 for c, sample in group), min(s.size for s in samples), math.inf
-    names = samples[0].names
-    if any(sample.names != names for sample in samples):
-        shared = set(names).intersection(*(sample.names for sample in samples[1:]))
-        names = tuple(name for name in names if name in shared)
-    differences = np.zeros(len(names))
+    count = len(samples[0].names)
+    if not count:
+        raise Lacking(f"{samples[0].run} was asked no {samples[0].what}")
+    differences = np.zeros(count)
     for c, sample in group:
         assert sample.units is not None
-        column = {name: place for place, name in enumerate(sample.names)}
-        taken = slice(None) if sample.names == names else [column[name] for name in names]
-        differences += c * sample.units.mean(axis=0)[taken]
-    count = len(names)
-    if not count:
-        raise Lacking(f"{samples[0].run} and {samples[-1].run} share no {samples[0].what}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        variance = float(differences.var(ddof=1) / count) if count > 1 else math.nan
-    if samples[0].share and not variance > 1e-30:
+        differences += c * sample.units.mean(axis=0)
+    variance, df = variance_of_mean(differences, samples[0].strata)
+    weighing = min((sample.effective for sample in samples if sample.effective), default=count)
+    if samples[0].share and np.isfinite(differences).all() and not variance > 1e-30:
         # Nobody's difference is certain because a small set of questions happened to be answered alike.
-        variance = (max(abs(c) for c, _ in group) * binomial_error(0.0, count)) ** 2
-    return variance, count, count - 1
+        variance, df = (max(abs(c) for c, _ in group) * binomial_error(0.0, weighing)) ** 2, weighing - 1
+    return variance, count, min(df, weighing - 1)
 
 
 def _over_seeds(terms: Sequence[tuple[float, Sample]]) -> tuple[float, int, tuple[str, ...]]:

@@ -57,7 +57,13 @@ def _samples(frame: pd.DataFrame, by: list[str], unit: str, value: str, what: st
             units = np.array([[row[name] for name in shared] for row in found])
         means = units.mean(axis=1) if shared else np.full(len(rows), math.nan)
         of_seeds = tuple(map(int, seeds[starts]))
-        yield key, Sample(key[0], of_seeds, means, units, tuple(shared), what=what, trained=key[0] != BASE, **more)
+        about: dict[str, Any] = {"what": what, "trained": not _is_base(key[0])} | more
+        yield key, Sample(key[0], of_seeds, means, units, tuple(shared), **about)
+
+
+def _is_base(run: str) -> bool:
+    """Another study's base model is called <study>/base."""
+    return run.rpartition("/")[2] == BASE
 
 
 def by_checkpoint(results: Results, needed: Collection[str] = ()) -> dict[str, dict[int, dict[str, Sample]]]:
@@ -74,10 +80,12 @@ def by_checkpoint(results: Results, needed: Collection[str] = ()) -> dict[str, d
     for run, checkpoint, task, seed, value in scores[[*by, "seed", "value"]].itertuples(index=False):
         values.setdefault((run, checkpoint, task), {})[seed] = value
     draws = answers.groupby(by)["draws"].min().to_dict()
+    strata = _strata(answers)
     found: dict[str, dict[int, dict[str, Sample]]] = {}
     for key, sample in _samples(answers, by, "question", "score", "questions", share=True):
         whole = np.array([values[key][seed] for seed in sample.seeds])
-        sample = replace(sample, values=whole, draws=int(draws[key]))
+        of = tuple(strata[key[2]][name] for name in sample.names) if key[2] in strata else ()
+        sample = replace(sample, values=whole, draws=int(draws[key]), strata=of)
         found.setdefault(key[0], {}).setdefault(key[1], {})[key[2]] = sample
     most = {run: max(map(len, of_run.values())) for run, of_run in found.items()}
     complete = {
@@ -85,6 +93,13 @@ def by_checkpoint(results: Results, needed: Collection[str] = ()) -> dict[str, d
         for run, of_run in found.items()
     }
     return {run: of_run for run, of_run in complete.items() if of_run}
+
+
+def _strata(answers: pd.DataFrame) -> dict[str, dict[int, str]]:
+    """Task -> question -> group, of tasks whose score is the mean over several groups (MMLU's subjects)."""
+    found = answers[["task", "question", "group"]].drop_duplicates(["task", "question"])
+    groups = {task: dict(zip(of["question"], of["group"], strict=True)) for task, of in found.groupby("task")}
+    return {task: of for task, of in groups.items() if len(set(of.values())) > 1}
 
 
 def _kl(results: Results) -> dict[str, dict[float, Sample]]:
@@ -128,7 +143,11 @@ def _log(results: Results) -> dict[str, dict[str, Sample]]:
 
 
 def _structure(results: Results) -> dict[str, dict[str, Sample]]:
-    """Over layers: shares of entries weighted by matrices' entries, the rest means over matrices."""
+    """Over layers: shares of entries weighted by matrices' entries, the rest means over matrices.
+
+    overlap: what two seeds changed in common, less what unrelated sets of their sizes would have, as a share of what
+    either changed, the mean of both, as exhibits/structure.py has it: a ratio of sums, linearised in the layers.
+    """
     ours = results.only(lambda r: r.stage == "structure" and r.reference == BASE)
     if not ours.found:
         return {}
@@ -138,13 +157,18 @@ def _structure(results: Results) -> dict[str, dict[str, Sample]]:
     for name in ("unchanged", "unchanged_bf16", "changed_bf16", "both_changed_bf16"):
         frame[name] = frame[name] * frame["entries"]
     frame["chance"] = frame["changed_bf16"] * frame["other_changed_bf16"]
+    frame["other_changed_bf16"] *= frame["entries"]
     of = ["run", "seed", "layer"]
-    sums = frame.groupby(of)[["entries", "unchanged", "unchanged_bf16", "changed_bf16", "both_changed_bf16", "chance"]]
-    sums = sums.sum(min_count=1)
+    summed = ["entries", "unchanged", "unchanged_bf16", "changed_bf16", "other_changed_bf16", "both_changed_bf16"]
+    sums = frame.groupby(of)[[*summed, "chance"]].sum(min_count=1)
     layers = frame.groupby(of)[["rank", "angle", "spectral_drift"]].mean()
     for name in ("unchanged", "unchanged_bf16"):
         layers[name] = sums[name] / sums["entries"]
-    layers["overlap"] = (sums["both_changed_bf16"] - sums["chance"]) / sums["changed_bf16"]
+    common, layers["overlap"] = sums["both_changed_bf16"] - sums["chance"], 0.0
+    for size in (sums["changed_bf16"], sums["other_changed_bf16"]):
+        mean = size.groupby(["run", "seed"]).transform("mean")
+        share = common.groupby(["run", "seed"]).transform("mean") / mean
+        layers["overlap"] += (share + (common - share * size) / mean) / 2
     found: dict[str, dict[str, Sample]] = {}
     for name in STRUCTURE:
         known = layers[name].dropna().reset_index()  # a run's first seed overlaps with none

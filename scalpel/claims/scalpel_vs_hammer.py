@@ -242,8 +242,8 @@ def gain_shrinks_with_k(run: str) -> Judge:
 
 
 def kept(e: Evidence, run: str, tasks: Sequence[str], other: str | None = None) -> Estimate:
-    """Of the base's right answers the share that a run has right, too, sum(b x) / sum(b), linearised in questions; or
-    that share's difference from another run's."""
+    """Of the base's right answers the share that a run has right, too, sum(b x) / sum(b), linearised in the questions
+    that the base has right at all; or that share's difference from another run's."""
     import numpy as np
 
     groups = []
@@ -262,11 +262,15 @@ def kept(e: Evidence, run: str, tasks: Sequence[str], other: str | None = None) 
             if sample.names != base.names:
                 raise Lacking(f"{called(name)} and base were asked other questions of {task_name(task)}")
             right = base.units.mean(axis=0)
-            if not right.sum() > 0:
+            known = np.flatnonzero(right > 0)
+            if not len(known):
                 raise Lacking(f"base has no right answer on {task_name(task)}")
-            shares = (sample.units * right).sum(axis=1) / right.sum()
-            units = shares[:, None] + right * (sample.units - shares[:, None]) / right.mean()
-            terms.append((c / len(asked), replace(sample, units=units, values=np.asarray(shares))))
+            right, scored = right[known], sample.units[:, known]
+            shares = (scored * right).sum(axis=1) / right.sum()
+            units = shares[:, None] + right * (scored - shares[:, None]) / right.mean()
+            names, weighing = tuple(sample.names[place] for place in known), right.sum() ** 2 / (right**2).sum()
+            sample = replace(sample, names=names, units=units, values=np.asarray(shares), strata=())
+            terms.append((c / len(asked), replace(sample, effective=float(weighing))))
         groups.append(terms)
     return linear(groups)
 

@@ -63,6 +63,15 @@ class Shape:
         layer = sum(self.projections.values()) + norms + biases
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
+    def trained_matrices(self, trainable: Trainable) -> int:
+        """Entries of the matrices that tokens are multiplied with, lm_head among them, and that `trainable` leaves."""
+        head = self.vocabulary * self.hidden
+        if trainable.only:
+            within = self.layers * sum(self.projections[name] for name in trainable.only)
+            return within + head * trainable.also_lm_head
+        frozen = sum(self.projections[name] for name in ("gate_proj", "up_proj", "down_proj"))
+        return self.layers * sum(self.projections.values()) + head - frozen * len(trainable.freeze_mlp_layers)
+
     def trained(self, trainable: Trainable) -> int:
         """Parameters that a run's `trainable` leaves to train; all of them where a trace is to name the layers."""
         if trainable.only:

@@ -41,6 +41,7 @@ SAMPLES = pa.schema(
     [
         ("step", pa.int64()),
         ("task", pa.string()),
+        ("group", pa.string()),
         ("question", pa.int64()),
         ("sample", pa.int64()),
         ("prompt", pa.string()),
@@ -169,7 +170,8 @@ def aggregate(rows: list[dict]) -> list[dict]:
 
     A question's score is the mean of its samples; the standard error is that of the mean over questions,
     s / sqrt(n). MMLU is the unweighted mean over its subjects, as LightEval reports it, with the standard
-    error sqrt(sum of squares) / subjects; IFEval's instruction level is the mean over instructions.
+    error sqrt(sum of squares) / subjects; IFEval's instruction level is the mean over instructions, with the error of
+    a ratio of sums over prompts, as the instructions of one prompt share an answer.
     """
     found: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
     for row in rows:
@@ -179,15 +181,16 @@ def aggregate(rows: list[dict]) -> list[dict]:
     for (task, metric), groups in found.items():
         means, errors, questions, samples = [], [], 0, 0
         for answered in groups.values():
-            by_instruction = metric.startswith("inst_level")
-            values = (
-                [score for scores_ in answered.values() for score in scores_]
-                if by_instruction
-                else [statistics.fmean(scores_) for scores_ in answered.values()]
-            )
+            count = len(answered)
+            if metric.startswith("inst_level"):
+                each = sum(map(len, answered.values())) / count  # instructions a prompt
+                mean = sum(map(sum, answered.values())) / count / each
+                values = [mean + (sum(scores_) - mean * len(scores_)) / each for scores_ in answered.values()]
+            else:
+                values = [statistics.fmean(scores_) for scores_ in answered.values()]
             means.append(statistics.fmean(values))
-            errors.append(statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
-            questions += len(answered)
+            errors.append(statistics.stdev(values) / math.sqrt(count) if count > 1 else 0.0)
+            questions += count
             samples += sum(map(len, answered.values()))
         scores.append(
             {

@@ -1,12 +1,12 @@
 """Gain on the trained task against loss of what was known before: one point a checkpoint, a path a run.
 
-Both are differences from the base model, taken question by question, so that the errors are those of paired scores.
+Both are differences from the base model, taken question by question, so that the errors are those of paired scores, by
+the estimates that claims are judged by (scalpel/claims/estimate.py).
 Runs of several studies stand together, each against its own study's base model.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scalpel.exhibits.style import Style
 
 READS = ("evaluate",)
+CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py", "exhibits/rivals.py")
 
 
 class Options(ExhibitOptions):
@@ -30,21 +31,24 @@ class Options(ExhibitOptions):
 
 
 def table(results: Results, options: Options) -> pd.DataFrame:
-    """Columns run, seed, step, checkpoint, gain, gain_stderr, loss, loss_stderr (shares of 1; loss is above zero when
-    the score fell) and tasks: what the loss is the mean of."""
+    """Columns run, seed, step, checkpoint, gain and loss (shares of 1; loss is above zero when the score fell), each
+    with <name>_stderr, this seed's standard error over questions, and <name>_mean_stderr, that of the mean over the
+    run's seeds, over questions and seeds; and tasks: what the loss is the mean of."""
     import pandas as pd
 
+    from scalpel.claims.estimate import linear, of_seed
+    from scalpel.claims.evidence import by_checkpoint
     from scalpel.errors import UserError
 
-    scores, answers = results.scores(), results.answers()
-    of_base = scores["run"].map(_is_base)
-    if not of_base.any() or of_base.all():
+    scores = results.scores()
+    untrained = scores["run"].map(_is_base)
+    if not untrained.any() or untrained.all():
         raise UserError("frontier: it shows runs against the base model; leave `runs` empty or name some.")
-    bases = {name: found.set_index("task")["value"].to_dict() for name, found in scores[of_base].groupby("run")}
-    for run in scores[~of_base]["run"].unique():
+    bases = {name: set(found["task"]) for name, found in scores[untrained].groupby("run")}
+    for run in scores[~untrained]["run"].unique():
         if (base := _base_of(run)) not in bases:
             raise UserError(f"frontier: {run} is compared with {base}, which is not shown; name it in `runs`.")
-    asked = [task for task in next(iter(bases.values())) if all(task in base for base in bases.values())]
+    asked = [task for task in dict.fromkeys(scores[untrained]["task"]) if all(task in base for base in bases.values())]
     kept = [task for task in options.kept if task in asked]
     gain = [task for task in options.gain if task in asked]
     if not kept or not gain:
@@ -52,20 +56,24 @@ def table(results: Results, options: Options) -> pd.DataFrame:
             f"frontier: `gain` or `kept` names none of the tasks asked, which are {', '.join(asked)}; "
             "name some of them."
         )
-    scores = results.placed(scores[~of_base])
-    errors = _paired_errors(answers)
-    rows = []
-    for (run, seed, step, checkpoint), found in scores.groupby(["run", "seed", "step", "checkpoint"], sort=False):
-        values, base = found.set_index("task")["value"].to_dict(), bases[_base_of(run)]
-        if not all(task in values for task in (*kept, *gain)):
-            continue  # tasks that were asked of fewer checkpoints
-        row = {"run": run, "seed": seed, "step": step, "checkpoint": checkpoint}
-        for name, tasks, sign in (("gain", gain, 1), ("loss", kept, -1)):
-            differences = [values[task] - base[task] for task in tasks]
-            row[name] = sign * math.fsum(differences) / len(tasks)
-            variances = [errors[run, seed, step, task] ** 2 for task in tasks]
-            row[f"{name}_stderr"] = math.sqrt(math.fsum(variances)) / len(tasks)
-        rows.append(row | {"tasks": " ".join(kept)})
+    course = by_checkpoint(results, [*gain, *kept])
+    steps = results.placed(scores).set_index(["run", "seed", "checkpoint"])["step"].to_dict()
+    rows: list[dict] = []
+    for run in [run for run in course if not _is_base(run)]:
+        (of_base,) = course[_base_of(run)].values()
+        for checkpoint, samples in course[run].items():
+            of_mean: dict[str, float] = {}
+            of_each: dict[int, dict[str, float]] = {}
+            for name, tasks, sign in (("gain", gain, 1), ("loss", kept, -1)):
+                pairs = [(samples[task], of_base[task]) for task in tasks]
+                c = sign / len(tasks)
+                of_mean[f"{name}_mean_stderr"] = linear([[(c, new), (-c, old)] for new, old in pairs]).stderr
+                for seed in pairs[0][0].seeds:
+                    alone = linear([[(c, of_seed(new, seed)), (-c, old)] for new, old in pairs])
+                    of_each.setdefault(seed, {}).update({name: alone.value, f"{name}_stderr": alone.stderr})
+            for seed, found in of_each.items():
+                place = {"run": run, "seed": seed, "step": steps[run, seed, checkpoint], "checkpoint": checkpoint}
+                rows.append(place | found | of_mean | {"tasks": " ".join(kept)})
     return pd.DataFrame(rows)
 
 
@@ -79,42 +87,22 @@ def _base_of(run: str) -> str:
     return f"{owner}/{BASE}" if owner else BASE
 
 
-def _paired_errors(answers: pd.DataFrame) -> dict[tuple, float]:
-    """(run, seed, step, task) -> standard error of the mean difference from its base model over questions."""
-    from scalpel.exhibits.uncertainty import binomial_error
-
-    of_base = answers["run"].map(_is_base)
-    base = answers[of_base].set_index(["run", "task", "question"])["score"].rename("base")
-    others = answers[~of_base].assign(of=lambda frame: frame["run"].map(_base_of))
-    joined = others.join(base, on=["of", "task", "question"], how="inner")
-    joined["difference"] = joined["score"] - joined["base"]
-    errors = {}
-    for key, differences in joined.groupby(["run", "seed", "step", "task"], sort=False)["difference"]:
-        error = differences.sem()
-        # Nobody's difference is certain because a small set of questions happened to be answered alike.
-        errors[key] = error if error > 0 else binomial_error(0.0, len(differences))
-    return errors
-
-
 def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """Means over seeds; the last checkpoint is large and has whiskers of one standard error."""
     from scalpel.exhibits.results import task_name
-    from scalpel.exhibits.uncertainty import joined
 
     figure = style.figure(6.4, 4.6, "What is gained, and what it costs")
     axes = figure.subplots()
-    means = {}
-    for name in ("gain", "loss"):
-        of = joined(frame.rename(columns={f"{name}_stderr": "error"}), ["run", "checkpoint"], name, "error")
-        means[name] = of.set_index(["run", "checkpoint"])
+    means = frame.groupby(["run", "checkpoint"])[["gain", "gain_mean_stderr", "loss", "loss_mean_stderr"]].mean()
     for run in [run for run in style.runs if run in set(frame["run"])]:
-        gain, loss = (100 * means[name].loc[run].sort_index() for name in ("gain", "loss"))
+        path = 100 * means.loc[run].sort_index()
+        last = path.iloc[-1]
         color, marker = style.colors[run], style.markers[run]
         axes.plot(
-            [0, *loss["loss"]], [0, *gain["gain"]], color=color, marker=marker, markersize=2.5, linewidth=1, alpha=0.75
+            [0, *path["loss"]], [0, *path["gain"]], color=color, marker=marker, markersize=2.5, linewidth=1, alpha=0.75
         )
         axes.errorbar(
-            loss["loss"].iloc[-1], gain["gain"].iloc[-1], xerr=loss["stderr"].iloc[-1], yerr=gain["stderr"].iloc[-1],
+            last["loss"], last["gain"], xerr=last["loss_mean_stderr"], yerr=last["gain_mean_stderr"],
             color=color, marker=marker, markersize=7, elinewidth=0.8, capsize=2, zorder=3,
         )  # fmt: skip
     axes.axhline(0, color="#909090", linewidth=0.8)

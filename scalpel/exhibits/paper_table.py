@@ -67,7 +67,10 @@ def table(results: Results, options: Options) -> pd.DataFrame:
 
 
 def ours(results: Results, averages: dict[str, tuple[str, ...]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Run -> task or mean -> (percent, standard deviation between seeds); a mean's seeds are paired, task by task."""
+    """Run -> task or mean -> (percent, standard deviation between seeds); a mean's seeds are paired, task by task.
+
+    A run that was not asked all that other runs were of a mean's tasks has no mean.
+    """
     from scalpel.exhibits.results import final
 
     scores = final(results.scores())
@@ -77,8 +80,8 @@ def ours(results: Results, averages: dict[str, tuple[str, ...]]) -> dict[str, di
     for run, of_run in scores.groupby("run", sort=False):
         by_seed = of_run.pivot_table(index="seed", columns="task", values="value")
         for name, members in groups.items():
-            there = [task for task in members if task in by_seed]
-            if there:
-                values = 100 * by_seed[there].mean(axis=1)
-                found.setdefault(run, {})[name] = (float(values.mean()), float(values.std(ddof=1)))
+            there = [task for task in members if task in asked]
+            if there and all(task in by_seed for task in there):
+                values = 100 * by_seed[there].mean(axis=1, skipna=False)
+                found.setdefault(run, {})[name] = (float(values.mean(skipna=False)), float(values.std(ddof=1)))
     return found

@@ -146,18 +146,18 @@ class Results:
         return frame
 
     def answers(self) -> pd.DataFrame:
-        """Score of every question: columns step, task (as in `scores`), question, score (mean over samples), draws (how
-        many samples)."""
+        """Score of every question: columns step, task (as in `scores`), group (the task's score is the mean over them),
+        question, score (mean over samples), draws (how many samples)."""
         import pandas as pd
 
-        columns = ["step", "task", "metric", "question", "score"]
+        columns = ["step", "task", "metric", "group", "question", "score"]
         frames = []
         for result in self.of("evaluate"):
             frame = files.table(result.step / "samples.parquet", columns)
             kinds = frame[["task", "metric"]].drop_duplicates()
             kinds["name"] = list(map(_headline, kinds["task"], kinds["metric"]))
             frame = frame.merge(kinds.dropna(subset=["name"]).drop_duplicates("name"), on=["task", "metric"])
-            by_question = frame.groupby(["step", "name", "question"], sort=False)["score"]
+            by_question = frame.groupby(["step", "name", "group", "question"], sort=False)["score"]
             means = by_question.agg(score="mean", draws="size").reset_index()
             frames.append(_whose(result, means.rename(columns={"name": "task"})))
         if not frames:

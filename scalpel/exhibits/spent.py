@@ -30,7 +30,7 @@ EXPERT = "expert"
 
 
 class Model(NamedTuple):
-    """The model that a run trains, and the share of its matrices that the run changes."""
+    """The model that a run trains, and the share of its multiplied matrices' entries that the run changes."""
 
     multiplied: Multiplied
     parameters: int
@@ -66,9 +66,12 @@ def _model(step: Path, recipe: dict) -> Model:
     base = _input(step, "base") / "model" / "config.json"
     shape = Shape.of_config(json.loads(checked(base).read_text()))
     multiplied = Multiplied.of(shape)
-    trained = shape.trained(Trainable.model_validate(recipe["trainable"])) if recipe.get("trainable") else None
-    share = 1.0 if trained is None else min(1.0, trained / shape.parameters)
-    return Model(multiplied, shape.parameters, share)
+    trainable = Trainable.model_validate(recipe.get("trainable") or {})
+    if trainable.freeze_mlp_above is not None:  # layers that a trace named
+        frozen = read_json(checked(step / "trained.json"))["frozen"]
+        layers = {int(name.split(".")[2]) for name in frozen if ".mlp." in name}
+        trainable = Trainable(freeze_mlp_layers=tuple(sorted(layers)))
+    return Model(multiplied, shape.parameters, shape.trained_matrices(trainable) / multiplied.matrices)
 
 
 def _input(step: Path, role: str) -> Path:

@@ -20,7 +20,7 @@ def question_error(value: float, stderr: float, questions: int) -> float:
     return stderr if stderr > 0 else binomial_error(value, questions)
 
 
-def binomial_error(value: float, questions: int) -> float:
+def binomial_error(value: float, questions: float) -> float:
     """Standard error of a share of `questions`; where all or none are right, that of one more right and one wrong."""
     if value in (0, 1):
         value, questions = (value * questions + 1) / (questions + 2), questions + 2
