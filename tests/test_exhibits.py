@@ -343,6 +343,17 @@ def test_values_that_are_no_seeds_are_not_joined(one_seed):
         uncertainty.joined(frame, ["run"], "value", "stderr")
 
 
+def test_seeds_of_unlike_many_checkpoints_are_paired_by_step(three_seeds):
+    """A seed without one of its checkpoints: the others' keep their numbers."""
+    results = shown(three_seeds, "equal_budget")[1]
+    scores = results.scores()
+    whole = results.placed(scores)
+    steps = sorted(set(scores.loc[scores["run"] == "grpo", "step"]))
+    gone = (scores["run"] == "grpo") & (scores["seed"] == SEEDS[1]) & (scores["step"] == steps[1])
+    assert 0 < gone.sum() and len(steps) > 2
+    pd.testing.assert_frame_equal(results.placed(scores[~gone]), whole[~gone], check_exact=False)
+
+
 @pytest.mark.parametrize("made", ["one_seed", "three_seeds"])
 def test_equal_budgets_take_the_last_checkpoint_within_the_least_expense(made, request):
     """Against a loop over checkpoints, and plain means; intervals hold the value and are wider than nothing."""

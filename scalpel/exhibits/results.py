@@ -186,14 +186,17 @@ class Results:
     def placed(self, frame: pd.DataFrame, x: str = "steps") -> pd.DataFrame:
         """`frame`, which has run, seed and step, with two columns more.
 
-        checkpoint: 1, 2, ... of the run's seed, by which the checkpoints of its seeds are paired. x: where the
-        checkpoint stands on the axis `x` (scalpel/exhibits/axis.py), the mean over the run's seeds.
+        checkpoint: 1, 2, ... of the run's seed, by which the checkpoints of its seeds are paired; where seeds have
+        unlike many, of all their steps together, so that equal steps are paired. x: where the checkpoint stands on the axis `x` (scalpel/exhibits/axis.py), the mean over the run's seeds.
         """
         place = axis.places(self.found, x)
         keys = list(zip(frame["run"], frame["seed"], frame["step"], strict=True))
         where = {key: place(*key) for key in dict.fromkeys(keys)}
+        counts = frame.groupby(["run", "seed"])["step"].nunique().groupby("run").nunique()
+        unlike = frame["run"].map(counts > 1)
+        of_seed = frame.groupby(["run", "seed"])["step"].rank("dense")
         frame = frame.assign(
-            checkpoint=frame.groupby(["run", "seed"])["step"].rank("dense").astype(int),
+            checkpoint=of_seed.mask(unlike, frame.groupby("run")["step"].rank("dense")).astype(int),
             x=[where[key] for key in keys],
         )
         frame["x"] = frame.groupby(["run", "checkpoint"])["x"].transform("mean")
