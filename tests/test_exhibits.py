@@ -350,7 +350,7 @@ def test_seeds_of_unlike_many_checkpoints_are_paired_by_step(three_seeds):
     whole = results.placed(scores)
     steps = sorted(set(scores.loc[scores["run"] == "grpo", "step"]))
     gone = (scores["run"] == "grpo") & (scores["seed"] == SEEDS[1]) & (scores["step"] == steps[1])
-    assert 0 < gone.sum() and len(steps) > 2
+    assert gone.sum() > 0 and len(steps) > 2
     pd.testing.assert_frame_equal(results.placed(scores[~gone]), whole[~gone], check_exact=False)
 
 

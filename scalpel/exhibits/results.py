@@ -187,7 +187,8 @@ class Results:
         """`frame`, which has run, seed and step, with two columns more.
 
         checkpoint: 1, 2, ... of the run's seed, by which the checkpoints of its seeds are paired; where seeds have
-        unlike many, of all their steps together, so that equal steps are paired. x: where the checkpoint stands on the axis `x` (scalpel/exhibits/axis.py), the mean over the run's seeds.
+        unlike many, of all their steps together, so that equal steps are paired. x: where the checkpoint stands on the
+        axis `x` (scalpel/exhibits/axis.py), the mean over the run's seeds.
         """
         place = axis.places(self.found, x)
         keys = list(zip(frame["run"], frame["seed"], frame["step"], strict=True))
