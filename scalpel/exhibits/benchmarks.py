@@ -1,4 +1,4 @@
-"""Benchmark scores: of the final checkpoints as bars, and of all checkpoints as one panel per task."""
+"""Benchmark scores: of the final checkpoints as bars, and of all checkpoints as one panel per benchmark."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ def table(results: Results, options: ExhibitOptions) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, options: ExhibitOptions, style: Style) -> Figure:
-    """Base models, which have no course of training, are dashed lines in the panels."""
+    """Base models, which have no course of training, are dashed lines in the panels. A panel shows the range of its own
+    scores, and the note says so; the bars are comparable, from 0 to 100."""
     from scalpel.exhibits import axis
     from scalpel.exhibits.results import task_name, task_order
+    from scalpel.exhibits.style import drawn
 
+    frame = drawn(frame)
     tasks = task_order(frame["task"])
     columns = style.in_a_row(min(len(tasks), PANELS))
     rows = -(-len(tasks) // columns)
+    columns = -(-len(tasks) // rows)  # five panels: three and two
     figure = style.figure(9.0, 3.4 + 1.9 * rows, "Benchmarks")
     above, below = cast(Any, figure.subfigures(2, 1, height_ratios=[3.2, 1.9 * rows]))
     bars = above.subplots()
@@ -52,6 +56,7 @@ def draw(frame: pd.DataFrame, options: ExhibitOptions, style: Style) -> Figure:
         axes.set_visible(place < len(tasks))
         axes.tick_params(labelbottom=place + columns >= len(tasks))
     below.supylabel("score (%)", fontsize=options.font_size)
-    note = f"{axis.LABELS[options.x]}  (dashed: base; bands: one standard error)"
-    below.supxlabel(note, fontsize=options.font_size)
+    note = ("dashed: base; bands: one standard error", "each panel's scale is cut to its own scores")
+    between = "\n" if options.page_columns == 1 else "; "
+    below.supxlabel(f"{axis.LABELS[options.x]}\n{between.join(note)}", fontsize=options.font_size)
     return figure

@@ -46,7 +46,7 @@ def table(results: Results, options: Options) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     """A panel per measure, all positions solid with bands of one standard error, the solution's alone dashed; and one
-    of what is published."""
+    of what is published. A panel whose scale is not the first one's says so."""
     from matplotlib.lines import Line2D
 
     from scalpel.exhibits.beside import OURS, PUBLISHED
@@ -57,7 +57,7 @@ def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     columns = 1 if options.page_columns == 1 else len(shown)
     rows = len(shown) // columns
     figure = style.figure(2.2 + 4.8 * len(shown), 3.8 * rows, f"KL divergence from the {MODEL[options.reference]}")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (source, measure) in zip(panels, shown, strict=True):
         part = frame[(frame["measure"] == measure) & (frame["source"] == source)]
         if source == OURS:
@@ -72,6 +72,9 @@ def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
         else:
             axes.set_ylim(bottom=0)
     panels[0].set_ylabel(f"KL({options.reference} || checkpoint)\n(nats per position)")
+    for axes in panels[1:]:
+        if axes.get_ylim() != panels[0].get_ylim():
+            axes.set_ylabel("nats per position,\non a scale of its own")
     kinds = [Line2D([], [], color="#303030", label="all positions"),
              Line2D([], [], color="#303030", linestyle=DASHED, label="solution only")]  # fmt: skip
     style.legend(figure, extra=kinds, loc="outside right center")

@@ -175,11 +175,12 @@ class Style:
     def bars(self, axes: Axes, frame: pd.DataFrame) -> None:
         """Final scores in percent: a group per task, a bar per run, whiskers of one standard error.
 
-        frame: columns run, seed, step, task, value (0 to 1), stderr; of each run and seed the last step is shown.
+        frame: columns run, seed, step, task, value (0 to 1), stderr; of each run and seed the last step is shown, and
+        of each benchmark one level.
         """
         import seaborn
 
-        last = final(frame)
+        last = final(drawn(frame))
         means = joined(last, ["run", "task"], "value", "stderr")
         tasks = task_order(means["task"])
         width = 0.84
@@ -221,6 +222,18 @@ class Style:
             assert figure is not None
             where["ncols"] = min(where["ncols"], self.names_within(figure.bbox.width / figure.dpi))
         place.legend(handles=[*map(handle, self.runs), *extra], **where)
+
+
+def drawn(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores as pictures show them: of a benchmark counted by prompts and by single instructions (IFEval), the prompts.
+
+    Both say one thing; tables have both.
+    """
+    tasks = set(frame["task"])
+    single = {task for task in tasks if task.endswith("_instruction")}
+    return frame[
+        ~frame["task"].isin({task for task in single if f"{task.removesuffix('_instruction')}_prompt" in tasks})
+    ]
 
 
 def _completed(runs: Sequence[str], given: dict[str, str | None], choice: str | tuple[str, ...]) -> dict[str, str]:
