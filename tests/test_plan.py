@@ -522,6 +522,10 @@ def test_a_target_that_nothing_makes_gets_the_nearest_name(word, sentence, tmp_p
     with pytest.raises(UserError) as caught:
         plan.refuse_unknown([word])
     assert sentence.format(grpo=grpo.digest) in str(caught.value)
+    if "/" in word:
+        with pytest.raises(UserError) as caught:
+            plan.refuse_unknown([], [word])
+        assert sentence.format(grpo=grpo.digest) in str(caught.value), "-R names it as a target does"
     fine = [
         "all",
         grpo.manifest,
@@ -529,4 +533,24 @@ def test_a_target_that_nothing_makes_gets_the_nearest_name(word, sentence, tmp_p
         str(tmp_path / grpo.manifest),
         *plan.targets("scalpel_vs_hammer"),
     ]
-    plan.refuse_unknown(fine, ["train", "all", grpo.manifest])
+    plan.refuse_unknown(fine, ["train", "all", grpo.manifest], ["train", "figure", "all"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (([], ["results/train/grop"]), "is no rule and no result of this plan; did you mean 'results/train/grpo-"),
+        (([], ["results/train/grop-000000000000/manifest.json"]), "did you mean 'results/train/grpo-"),
+        (([], ["results/kl/sft_3pe/manifest.json"]), "did you mean 'results/kl/sft_3ep.math_500-"),
+        (([], ["grop"]), "grop is no rule and no result of this plan; did you mean 'results/train/grpo-"),
+        (([], ["trian"]), "did you mean 'train'?"),
+        (([], ["zzz"]), "zzz is no rule and no result of this plan; there are audit, base,"),
+        (([], [], ["trian"]), "--allowed-rules: trian is no rule; did you mean 'train'?"),
+        (([], [], ["results/train/grpo"]), "--allowed-rules: results/train/grpo is no rule; there are all, audit,"),
+    ],
+)
+def test_rules_and_forced_targets_get_the_nearest_name(words, sentence, tmp_path):
+    plan = Plan(load({}, WORKFLOW), WORKFLOW, tmp_path)
+    with pytest.raises(UserError) as caught:
+        plan.refuse_unknown(*words)
+    assert sentence in str(caught.value)

@@ -96,6 +96,8 @@ def test_bad_config_is_one_sentence(config, sentence, tmp_path):
         ("results/train/grop-{grpo}/manifest.json", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
         ("grpo", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
         ("--until=trian", "trian is no rule and no result of this plan; did you mean 'train'?"),
+        ("--allowed-rules=trian", "--allowed-rules: trian is no rule; did you mean 'train'?"),
+        ("--forcerun=results/train/grop", "did you mean 'results/train/grpo-{grpo}/manifest.json'?"),
         ("results/figures/scalpel_vs_hammer/kl.pdf", None),
     ],
 )

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 
 class Asked(NamedTuple):
-    """Words of a command line: what is to be made, and the rules or files named by --until, --omit-from, --forcerun."""
+    """Words of a command line: what is to be made, the rules or files named by --until, --omit-from, --forcerun and
+    --prioritize, and the rules named by --allowed-rules."""
 
     targets: list[str]
     bounds: list[str]
+    allowed: list[str]
 
 
 def asked() -> Asked:
@@ -19,9 +21,10 @@ def asked() -> Asked:
     if Path(sys.argv[0]).name not in ("snakemake", "snakemake.exe") and not sys.argv[0].endswith(
         "snakemake/__main__.py"
     ):
-        return Asked([], [])
+        return Asked([], [], [])
     from snakemake.cli import get_argument_parser
 
     found, _ = get_argument_parser().parse_known_args(sys.argv[1:])
-    bounds = [*(found.until or ()), *(found.omit_from or ()), *(found.forcerun or ())]
-    return Asked(sorted(found.targets or ()), sorted(map(str, bounds)))
+    options = (found.until, found.omit_from, found.forcerun, found.prioritize)
+    bounds = [str(word) for words in options for word in words or ()]
+    return Asked(sorted(found.targets or ()), sorted(bounds), sorted(found.allowed_rules or ()))

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,9 @@ class Plan:
         """Names of the exhibits of all studies whose files lie in results/<folder>; a stand-in if there are none."""
         return sorted({name for (_, name), d in self.drawings.items() if d.folder == folder}) or ["none"]
 
-    def refuse_unknown(self, targets: Iterable[str], bounds: Iterable[str] = ()) -> None:
+    def refuse_unknown(self, targets: Iterable[str], bounds: Iterable[str] = (), allowed: Iterable[str] = ()) -> None:
         """UserError for a word of a command line that nothing here makes: with the nearest name, or, where it is a
-        run's or an exhibit's, with a file that stands for it. bounds: words that may be rules, too.
+        run's or an exhibit's, with a file that stands for it. bounds: words that may be rules, too; allowed: rules.
         """
         made = [step.manifest for step in self.steps.values()]
         made += [file for drawing in self.drawings.values() for file in drawing.outputs]
@@ -209,29 +210,46 @@ class Plan:
                 raise UserError(f"{word} is no result of this plan{self._meant(word, made)}.")
         for word in bounds:
             if word not in (*rules, "all") and not self._is_made(word, made):
-                meant = self._meant(word, made) if "/" in word else nearest(word, rules)
+                near = "/" in word or not difflib.get_close_matches(word, rules, n=1, cutoff=0.5)
+                meant = self._meant(word, made, nearest(word, rules)) if near else nearest(word, rules)
                 raise UserError(f"{word} is no rule and no result of this plan{meant}.")
+        for word in allowed:
+            if word not in (*rules, "all"):
+                raise UserError(f"--allowed-rules: {word} is no rule{nearest(word, (*rules, 'all'))}.")
+
+    def _place(self, word: str) -> str:
+        """A file of a command line, relative to the root."""
+        return os.path.normpath(os.path.relpath(word, self.root.resolve()) if os.path.isabs(word) else word)
 
     def _is_made(self, word: str, made: list[str]) -> bool:
         """Whether a file is of this plan, or of a recipe that lies in results/."""
-        place = os.path.normpath(os.path.relpath(word, self.root.resolve()) if os.path.isabs(word) else word)
+        place = self._place(word)
         return place in made or (place.endswith(MANIFEST) and (self.root / place).with_name(RECIPE).is_file())
 
-    def _meant(self, place: str, made: list[str]) -> str:
-        """What a mistyped target may have meant: a file, or that of a run or exhibit of such a name."""
+    def _meant(self, word: str, made: list[str], unknown: str = "; `make status` lists what there is") -> str:
+        """What a mistyped target may have meant: a file, or that of a run or exhibit of such a name; else `unknown`."""
         short: dict[str, str] = {}
         for runs in self.runs.made.values():
             short.setdefault(runs.name, runs.checkpoints.manifest)
         for drawing in self.drawings.values():
             short.setdefault(drawing.name, drawing.files[0])
         short |= {Path(file).name: file for file in made if not file.endswith(MANIFEST)}
+        place = self._place(word)
         parts = place.split("/")
+        found: list[str] = []
         if parts[0] == RESULTS and len(parts) > 2:
-            short = {file: file for file in made if file.split("/")[1] == parts[1]} or {file: file for file in made}
-            found = difflib.get_close_matches(place, short, n=1)
-        else:
-            found = difflib.get_close_matches(parts[-1], short, n=1)
-        return f"; did you mean {short[found[0]]!r}?" if found else "; `make status` lists what there is"
+            there = [file for file in made if file.split("/")[1] == parts[1]] or made
+            found = self._named(parts[2], there) or difflib.get_close_matches(place, there, n=1)
+        if not found:
+            found = [short[name] for name in difflib.get_close_matches(parts[-1], short, n=1)]
+        return f"; did you mean {found[0]!r}?" if found else unknown
+
+    @staticmethod
+    def _named(word: str, there: list[str]) -> list[str]:
+        """The one of these files whose result's name, without its digest, is nearest to the word's."""
+        names = {Path(file).parent.name.rpartition("-")[0]: file for file in reversed(there) if file.endswith(MANIFEST)}
+        bare = re.sub(r"-[0-9a-f]{0,12}$", "", word)
+        return [names[name] for name in difflib.get_close_matches(bare, names, n=1)]
 
     def missing(self) -> list[Step]:
         """Steps without a manifest."""
