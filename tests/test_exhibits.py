@@ -610,6 +610,41 @@ def test_on_a_logarithmic_axis_logarithms_are_smoothed_and_zeros_are_gaps(tmp_pa
     assert (table(made, "grpo_rewards", **columns)["smoothed"] > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "partial"),
+    [
+        ({"questions": [8, 8, 8, 3], "tokens": [90, 50, 70, 60]}, True),
+        ({"questions": [8, 8, 8, 8], "tokens": [90, 50, 70, 20]}, False),  # as many questions, shorter ones
+        ({"questions": [9, 7, 8, 9], "tokens": [101, 103, 100, 40]}, True),  # steps up to a budget of tokens
+        ({"questions": [9, 7, 8, 3], "tokens": [101, 103, 100, 104]}, False),
+        ({"tokens": [101.0, 103.0, 100.0, 40.0]}, True),
+        ({"questions": [None] * 4, "tokens": [101.0, None, 100.0, 40.0]}, False),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("log_y", [False, True])
+def test_a_last_step_of_fewer_questions_is_no_spike(sizes, partial, log_y, tmp_path):
+    """It stays in the csv, is neither drawn nor averaged, and the legend says so."""
+
+    def ends(stage, run, frame):
+        if stage == "train" and run == "sft_1ep" and "loss" in frame:
+            frame = frame.drop(columns=["questions", "tokens"]).head(4)
+            frame = frame.assign(loss=[1.0, 1.0, 1.0, 9.0], **sizes)
+        return frame
+
+    made = world(tmp_path, edit=ends)
+    options = {"columns": {"loss": "loss"}, "runs": ["sft_1ep"], "log_y": log_y}
+    frame = table(made, "sft_loss", **options)
+    assert frame["value"].tolist() == [1, 1, 1, 9] and frame["partial"].tolist() == [False] * 3 + [partial]
+    figure = draw(made, "sft_loss", **options)
+    raw, average = figure.axes[0].lines
+    assert list(raw.get_ydata()) == [1, 1, 1, 9][: 4 - partial]
+    np.testing.assert_allclose(average.get_ydata(), frame["smoothed"].dropna())
+    assert (frame["smoothed"].max() == pytest.approx(1)) == partial and frame["smoothed"].isna().sum() == partial
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("smaller last steps left out" in said) == partial
+
+
 def test_a_figure_holds_its_legend_however_many_runs_it_shows(tmp_path):
     """Names side by side fit its width, and where its parts do not fit it grows."""
     many = {f"run_{n}": {"method": "sft", "epochs": 1, "seeds": [n]} for n in range(9)}

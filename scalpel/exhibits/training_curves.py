@@ -1,4 +1,9 @@
-"""Curves of what was logged at every optimizer step: one panel per column, each step pale and smoothed on top."""
+"""Curves of what was logged at every optimizer step: one panel per column, each step pale and smoothed on top.
+
+A run that is given in epochs ends with a step that takes the rows that are left (scalpel/methods/schedule.py). Its loss
+and gradient norm are means over few rows, a spike at the end of the curve that says nothing of the run: such a step
+stands in the table and is not drawn.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
 READS = ("train", "given")
 PANELS = 3  # in a row
+SIZES = ("questions", "tokens")  # columns of the log that tell how large a step was; given runs may lack them
 
 
 class Options(ExhibitOptions):
@@ -27,17 +33,39 @@ class Options(ExhibitOptions):
 
 
 def table(results: Results, options: Options) -> pd.DataFrame:
-    """Columns run, seed, step, x, column, value and smoothed: an exponential moving average, of logarithms where the
-    axis is logarithmic; zeros have none there, and the curve a gap."""
+    """Columns run, seed, step, x, partial (whether it is a last step of fewer questions or tokens), column, value and
+    smoothed: an exponential moving average, of logarithms where the axis is logarithmic; zeros have none there, and the
+    curve a gap. Partial steps have none either."""
     import numpy as np
 
-    log = results.placed(results.log(list(options.columns)), options.x)
-    rows = log.melt(["run", "seed", "step", "x"], list(options.columns), "column", "value")
-    series = rows.groupby(["run", "seed", "column"], sort=False)["value"]
+    log = results.placed(results.log(list(options.columns)), options.x).assign(partial=partial(results.log()))
+    rows = log.melt(["run", "seed", "step", "x", "partial"], list(options.columns), "column", "value")
+    whole = rows.assign(value=rows["value"].mask(rows["partial"]))
+    series = whole.groupby(["run", "seed", "column"], sort=False)["value"]
     if not options.log_y:
-        return rows.assign(smoothed=series.transform(lambda values: smoothed(values, options.smoothing)))
+        averages = series.transform(lambda values: smoothed(values, options.smoothing))
+        return rows.assign(smoothed=averages.mask(rows["partial"]))
     of_logs = series.transform(lambda values: smoothed(np.log(values.where(values > 0)), options.smoothing))
-    return rows.assign(smoothed=np.exp(of_logs).where(rows["value"] > 0))
+    return rows.assign(smoothed=np.exp(of_logs).where(whole["value"] > 0))
+
+
+def partial(log: pd.DataFrame) -> pd.Series:
+    """Which rows of training logs are a run's last step, and smaller than all its others.
+
+    By questions where all the others ask as many; else, as of steps up to a budget of tokens, by tokens. Where the log
+    has no such numbers, or fewer than three steps, none is.
+    """
+    import pandas as pd
+
+    found = pd.Series(False, index=log.index)
+    for _, steps in log.groupby(["run", "seed"], sort=False):
+        sizes = {name: steps[name] for name in SIZES if name in steps and steps[name].notna().all()}
+        if "questions" in sizes and sizes["questions"].iloc[:-1].nunique() > 1:
+            del sizes["questions"]
+        size = next(iter(sizes.values()), None)
+        if size is not None and len(size) > 2:
+            found[steps.index[-1]] = size.iloc[-1] < size.iloc[:-1].min()
+    return found
 
 
 def smoothed(values: Iterable[float], weight: float) -> list[float]:
@@ -52,9 +80,12 @@ def smoothed(values: Iterable[float], weight: float) -> list[float]:
 
 
 def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
-    """Several seeds: the mean of their smoothed curves with a band of one standard error between seeds."""
+    """Several seeds: the mean of their smoothed curves with a band of one standard error between seeds. The legend says
+    when last steps are left out."""
     from matplotlib.lines import Line2D
 
+    note = [Line2D([], [], color="none", label="smaller last steps left out")] if frame["partial"].any() else []
+    frame = frame[~frame["partial"]]
     count = len(options.columns)
     columns = style.in_a_row(min(count, PANELS))
     rows = -(-count // columns)
@@ -75,10 +106,10 @@ def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
     for axes in panels[count:]:
         axes.set_visible(False)
     if len(style.runs) > 1:
-        style.legend(figure, "lines", loc="outside lower center", ncols=min(len(style.runs), 4))
+        style.legend(figure, "lines", loc="outside lower center", ncols=min(len(style.runs), 4), extra=note)
     else:
         color = style.colors[style.runs[0]]
         raw = Line2D([], [], color=color, alpha=0.3, linewidth=0.7, label="each step")
         average = Line2D([], [], color=color, label=f"moving average ({options.smoothing:g})")
-        figure.legend(handles=[raw, average], loc="outside lower center", ncols=2)
+        figure.legend(handles=[raw, average, *note], loc="outside lower center", ncols=2)
     return figure
