@@ -4,10 +4,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from scalpel.config.scale import Scale
+from scalpel.config.study import RunAxes, StudyFile, UserConfig
 from scalpel.errors import UserError
 from scalpel.exhibits import find
 from scalpel.methods import METHODS
@@ -31,6 +35,49 @@ def test_every_extension_point_names_files_that_are_there_and_what_there_is():
         [sys.executable, "-m", "scripts.extend"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert all(point.what in said.stdout for point in found.values())
+
+
+def kinds_of(annotation) -> set[tuple[str, ...]]:
+    """The unions of kinds below a class of the typed configuration: of each, what may stand as `kind`."""
+    found, seen = set(), set()
+
+    def visit(part) -> None:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            if part not in seen:
+                seen.add(part)
+                for field in part.model_fields.values():
+                    visit(field.annotation)
+            return
+        if get_origin(part) is Annotated:
+            return visit(get_args(part)[0])
+        args = [arg for arg in get_args(part) if not isinstance(arg, str)]
+        kinds = [get_args(model.model_fields["kind"].annotation)[0] for model in map(bare, args) if has_kind(model)]
+        if kinds:
+            found.add(tuple(kinds))
+        for arg in args:
+            visit(arg)
+
+    def bare(part):
+        return get_args(part)[0] if get_origin(part) is Annotated else part
+
+    def has_kind(part) -> bool:
+        return isinstance(part, type) and issubclass(part, BaseModel) and "kind" in part.model_fields
+
+    visit(annotation)
+    return found
+
+
+def test_every_kind_of_the_configuration_and_every_folder_of_the_workflow_is_an_extension_point():
+    """So that a union or a folder that is added is missed here, and not by the reader."""
+    there = {tuple(point.there) for point in points()}
+    found = set.union(*(kinds_of(model) for model in (Scale, UserConfig, StudyFile, RunAxes)))
+    assert len(found) >= 5 and found <= there, found - there
+    files = {path for point in points() for path in point.start}
+    for folder in (ROOT / "workflow").iterdir():
+        if folder.is_dir() and folder.name != "report":  # the caption of an exhibit in Snakemake's report
+            assert any(path.startswith(f"workflow/{folder.name}/") for path in files), folder
+            stems = tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+            assert not stems or stems in there, folder
 
 
 def hooks() -> list[dict]:
