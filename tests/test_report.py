@@ -1,6 +1,7 @@
 """The page: one file with everything, built from the study."""
 
 import datetime
+import hashlib
 import html
 import io
 import json
@@ -24,7 +25,7 @@ from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results, final
 from scalpel.exhibits.style import PALETTE
-from scalpel.report import answer, audits, course, runs, setup, tables
+from scalpel.report import answer, audits, course, origins, runs, setup, tables
 from scalpel.report.build import ROWS, light, report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
@@ -360,10 +361,63 @@ def test_report_of_real_models_and_several_seeds(tmp_path):
     workflow = synthetic.workflow_with(tmp_path, whole)
     scale = workflow / "scales" / "real.yaml"
     scale.write_text((workflow / "scales" / "laptop.yaml").read_text().replace("seeds: [42]", "seeds: [1, 2]"))
-    page = build(world(tmp_path, {"scale": "real", "overrides": {"studies": {STUDY: None}}}, workflow=workflow))
+    models = {"models": {"start": {"kind": "local", "path": str(saved_model(tmp_path))}}, "model": "start"}
+    raw = {"scale": "real", "overrides": {"studies": {STUDY: None}} | models}
+    page = build(world(tmp_path, raw, workflow=workflow))
     assert "toy model" not in page and "one seed.</strong>" not in page and 'id="claims"' not in page
     assert "a (2); b (1)." in page and "mean of e² + s²/n" in page and "The paper" not in page
     assert '<td class="">seeds</td>' in page and "1, 2" in page
+
+
+def saved_model(folder: Path) -> Path:
+    """What planning takes for a model on disk."""
+    place = folder / "my_model"
+    place.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (place / name).write_text("{}")
+    (place / "model.safetensors").write_text("weights")
+    return place
+
+
+def own_checkpoints(root: Path, **overrides) -> str:
+    """The text of the page of the README's five lines, at the scale they have by default."""
+    saved = saved_model(root)
+    for step in (5, 10):
+        shutil.copytree(saved, root / "output" / f"checkpoint-{step}")
+    base = {"models": {"start": {"kind": "local", "path": str(saved)}}, "model": "start"}
+    given = {"mine": {"given": {"kind": "local", "path": str(root / "output")}}}
+    raw = {"studies": ["checkpoints"], "overrides": base | overrides, "runs": given}
+    page = build(world(root, raw), "checkpoints")
+    text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", page[page.index("<body") :])))
+    assert "checkpoints made elsewhere, scale laptop: the local model start" in text.lower()
+    for untrue in ("scaled replica", "toy model", "trained from nothing", "0.6-million", "two CPU cores"):
+        assert untrue not in page.lower()
+    return text
+
+
+def test_a_model_of_ones_own_is_called_no_toy_but_the_toy_s_questions_are(tmp_path):
+    text = own_checkpoints(tmp_path)
+    assert "The questions of MATH-500, GSM8k, MMLU, MMLU-Pro, IFEval are generated" in text
+    assert "Base model: the local model start." in text and "must not be compared with scores on the public" in text
+
+
+def test_questions_of_ones_own_are_called_by_their_files(tmp_path):
+    (tmp_path / "mine.parquet").write_text("questions")
+    sha256 = hashlib.sha256(b"questions").hexdigest()[:12]
+    tasks = ("math_500", "gsm8k", "mmlu", "mmlu_pro", "ifeval")
+    text = own_checkpoints(tmp_path, questions={task: {"file": str(tmp_path / "mine.parquet")} for task in tasks})
+    assert "generated" not in text.lower() and f"MATH-500 from mine.parquet (sha256 {sha256})" in text
+
+
+def test_a_toy_model_asked_files_is_still_a_toy():
+    toy, file = {"toy": True, "what": "x"}, {"toy": False, "what": "a.parquet (sha256 1)"}
+    found = origins.origins({"models": {"toy": toy}, "questions": {"gsm8k": file}, "rows": True}, "Scaled replica")
+    assert not found.toy_world and found.caution == "A toy model: nothing here is about a 7B model."
+    assert (found.description, found.questions, found.rows) == ("Scaled replica", {"GSM8k": file["what"]}, True)
+    whole = origins.origins({"models": {"toy": toy}, "questions": {"gsm8k": toy}, "rows": True}, "Scaled replica")
+    assert whole.toy_world and "generated world" in whole.caution and not whole.rows
+    both = origins.origins({"models": {"toy": toy, "x": file}, "questions": {}, "rows": False}, "Scaled replica")
+    assert both.description == "x; a.parquet (sha256 1)" and both.toy_models == ["toy"] and both.caution == ""
 
 
 @pytest.mark.parametrize("edit", DEGENERATE, ids=lambda edit: edit.__name__)

@@ -26,6 +26,7 @@ from scalpel.errors import UserError
 from scalpel.exhibits import record
 from scalpel.plan.materials import Materials
 from scalpel.plan.model import Drawing, Entry, Run
+from scalpel.plan.origin import of_study
 from scalpel.plan.runs import Runs
 from scalpel.plan.steps import Steps
 from scalpel.stages import REPORT, STAGES
@@ -90,6 +91,7 @@ class Plan:
             "title": config.title,
             "scale": self.config.scale_name,
             "description": self.config.scale.description,
+            "origins": of_study(self.entries[study]),
             "exhibits": {name: {"digest": d.digest, "files": d.files} for name, d in drawings.items()},
             "published": self._published(study),
             "claims": config.claims,

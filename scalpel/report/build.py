@@ -23,7 +23,7 @@ from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import answer, audits, completions, course, drops, runs, setup, tables, verdicts
+from scalpel.report import answer, audits, completions, course, drops, origins, runs, setup, tables, verdicts
 from scalpel.report.made import made, made_of
 
 HERE = Path(__file__).parent
@@ -134,7 +134,8 @@ def _filled(template: str, opened: drawing.Opened, **parts: Any) -> str:
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    shared = {name: opened.recipe[name] for name in ("title", "scale", "description")}
+    shared = {name: opened.recipe[name] for name in ("title", "scale")}
+    shared |= {"origins": origins.origins(opened.recipe["origins"], opened.recipe["description"])}
     provenance = embedded.text_of(opened.provenance())
     css = Markup((HERE / "style.css").read_text())
     return environment.get_template(template).render(
