@@ -18,6 +18,7 @@ from scalpel.errors import UserError
 from scalpel.exhibits.results import Results, task_name, task_order
 from scalpel.plan import Plan
 from scalpel.plan.model import Run
+from scalpel.plan.origin import Origin, of_model, of_questions
 
 LIBRARY = "transformers"
 MADE_OF = ("toy", "data", "generate", "common", "order", "train")  # stages that are told as its data
@@ -91,17 +92,14 @@ def licence_of(what: Shared) -> str | None:
 
 def _opening(what: Shared) -> str:
     run, made = what.run, what.run.checkpoints
-    repo = _hub_of(run.base)
-    base = f"[{repo['repo']}](https://huggingface.co/{repo['repo']}) at `{repo['revision']}`" if repo else (
-        "a small model trained from nothing in a generated world" if run.base.recipe.get("kind") == "toy"
-        else f"the local model `{run.base.name}`"
-    )  # fmt: skip
-    said = " ".join(what.plan.config.scale.description.split())
+    repo, origin = _hub_of(run.base), of_model(run.base)
+    base = f"[{repo['repo']}](https://huggingface.co/{repo['repo']}) at `{repo['revision']}`" if repo else origin.what
+    about = f"{' '.join(what.plan.config.scale.description.split())}\n\n" if origin.toy else ""  # the scale's own toy
     identity = f"{made.name}-{made.digest}"
     return (
         f"# {run.name}\n\nRun `{run.name}` of study `{run.study}` (seed {run.seed}) at scale "
         f"`{what.plan.config.scale_name}`: the checkpoint after {what.checkpoint.step} optimizer steps, made from "
-        f"{base}.\n\n{said}\n\nIts identity is `{identity}`: the digest of recipe, inputs and stage version."
+        f"{base}.\n\n{about}Its identity is `{identity}`: the digest of recipe, inputs and stage version."
     )
 
 
@@ -139,9 +137,39 @@ def _scores(what: Shared) -> str:
     if frame.empty:
         return "This checkpoint was not evaluated; others of the run were."
     rows = {row["task"]: row for row in frame.to_dict("records")}
-    lines = [f"| {task_name(task)} | {100 * rows[task]['value']:.1f} ± {100 * rows[task]['stderr']:.1f} "
-             f"| {rows[task]['questions']} |" for task in task_order(rows)]  # fmt: skip
-    return "\n".join(["| benchmark | score in percent, one standard error | questions |", "|---|---:|---:|", *lines])
+    origins = _question_sets(what)
+    lines = []
+    for task in task_order(rows):
+        row, origin = rows[task], _of_task(origins, task)
+        score = f"{100 * row['value']:.1f} ± {100 * row['stderr']:.1f}"
+        said = origin.what.replace("|", "\\|") if origin else "not recorded"
+        lines.append(f"| {task_name(task)} | {score} | {row['questions']} | {said} |")
+    head = ["| benchmark | score in percent, one standard error | questions | question set |", "|---|---:|---:|---|"]
+    toys = [task_name(task) for task in task_order(rows) if (of := _of_task(origins, task)) and of.toy]
+    note = (
+        f"\n\nThe questions of {', '.join(toys)} are generated, in the format of the public sets whose names they "
+        "bear; these are no scores on the public sets."
+        if toys
+        else ""
+    )
+    return "\n".join([*head, *lines]) + note
+
+
+def _question_sets(what: Shared) -> dict[str, Origin]:
+    """Of each task of the study's benchmarks, what its questions are."""
+    roles = (
+        (role.partition("/")[2], step)
+        for entry in what.plan.entries[what.run.study]
+        if entry.stage == "evaluate" and (entry.run, entry.seed) == (what.run.name, what.run.seed)
+        for role, step in entry.step.inputs.items()
+        if role.startswith("questions/")
+    )
+    return {task: of_questions(step) for task, step in roles}
+
+
+def _of_task(origins: dict[str, Origin], task: str) -> Origin | None:
+    """Of a task, or of the task whose headline scores have names of their own (IFEval: prompts, instructions)."""
+    return origins.get(task) or origins.get(task.rpartition("_")[0])
 
 
 def _made_by(what: Shared) -> str:

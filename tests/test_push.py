@@ -1,5 +1,6 @@
 """Model cards of finished runs, and their upload to a small hub on loopback by huggingface_hub as it is."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from scalpel.artifact.manifest import problems
+from scalpel.artifact.step import Step
 from scalpel.config.load import load
 from scalpel.plan import Plan
 from tests.finished import finish
@@ -28,23 +30,24 @@ def made(tiny_base, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("made")
     plan = Plan(load({}, WORKFLOW), WORKFLOW, root)
     run = plan.run("scalpel_vs_hammer", "grpo", 42)
-
-    def behind(step):
-        for other in step.inputs.values():
-            if not other.finished(root):
-                behind(other)
-                finish(other, root, {"model": tiny_base} if other.stage == "base" else {"x": other.name})
-
-    behind(run.checkpoints)
+    behind(run.checkpoints, root, tiny_base)
     listed = [{"index": i, "step": s, "path": f"checkpoints/step-{s:06d}"} for i, s in ((1, 5), (2, 10))]
     files = {"checkpoints.json": json.dumps(listed)} | {item["path"]: tiny_base for item in listed}
     finish(run.checkpoints, root, files)
     (entry,) = [e for e in plan.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.run == "grpo"]
-    behind(entry.step)
+    behind(entry.step, root, tiny_base)
     score = {"task": "math_500", "metric": "avg", "stderr": 0.02, "questions": 48, "samples": 1}
     pd.DataFrame([score | {"step": 5, "value": 0.25}, score | {"step": 10, "value": 0.5}]).to_parquet(root / "scores")
     finish(entry.step, root, {"scores.parquet": root / "scores"})
     return root
+
+
+def behind(step: Step, root: Path, base: Path) -> None:
+    """Finish all that a step is made of; base: a model's directory."""
+    for other in step.inputs.values():
+        if not other.finished(root):
+            behind(other, root, base)
+            finish(other, root, {"model": base} if other.stage == "base" else {"x": other.name})
 
 
 @pytest.fixture
@@ -88,6 +91,8 @@ def test_a_card_has_recipe_data_scores_and_licence_and_changes_no_result(made):
     assert grpo.checkpoints.digest in rest and "| 50.0 ± " in rest and "| 25.0 ±" not in rest
     assert "- data `" in rest and "after 10 optimizer steps" in rest
     assert "| 25.0 ±" in run(made, "card", "grpo", "--step", "5")[1]
+    assert "Scaled replica" in rest and "| MATH-500 | 50.0 ± 2.0 | 48 | generated toy questions |" in rest
+    assert "questions of MATH-500 are generated" in rest
     assert sorted(made.rglob("*")) == before and not problems(train_of(made))
 
 
@@ -102,6 +107,34 @@ def test_a_card_of_a_hub_model_names_it_at_its_commit(tmp_path):
     assert head["datasets"] == ["open-r1/OpenR1-Math-220k"]
     text = card(what)
     assert "`470b1fba1ae01581f270116362ee4aa1b97f4c84`" in text and "was not evaluated" in text
+
+
+def test_a_card_of_a_local_model_says_whose_model_and_whose_questions(tiny_base, tmp_path):
+    """At the scale that a config has by default."""
+    from scalpel.card import Shared, card
+    from scalpel.checkpoints import Checkpoint
+
+    (tmp_path / "exam.parquet").write_text("questions")
+    overrides = {
+        "models": {"start": {"kind": "local", "path": str(tiny_base)}}, "model": "start",
+        "questions": {"math_500": {"file": str(tmp_path / "exam.parquet")}},
+    }  # fmt: skip
+    plan = Plan(load({"overrides": overrides}, WORKFLOW), WORKFLOW, tmp_path)
+    what = Shared(plan, plan.run("scalpel_vs_hammer", "grpo", 42), Checkpoint(2, 10, tmp_path))
+    (entry,) = [e for e in plan.entries["scalpel_vs_hammer"] if e.stage == "evaluate" and e.run == "grpo"]
+    score = {"metric": "avg", "stderr": 0.02, "questions": 48, "samples": 1, "step": 10, "value": 0.5}
+    names = {"math_500": "avg", "gsm8k": "avg", "ifeval": "prompt_level_strict_acc"}
+    rows = [score | {"task": task, "metric": metric} for task, metric in names.items()]
+    pd.DataFrame(rows).to_parquet(tmp_path / "scores")
+    behind(entry.step, tmp_path, tiny_base)
+    finish(entry.step, tmp_path, {"scores.parquet": tmp_path / "scores"})
+    text = card(what)
+    assert "the local model start" in text and "Scaled replica" not in text and "trained from nothing" not in text
+    sha256 = hashlib.sha256(b"questions").hexdigest()[:12]
+    assert f"| MATH-500 | 50.0 ± 2.0 | 48 | exam.parquet (sha256 {sha256}) |" in text
+    assert "| GSM8k | 50.0 ± 2.0 | 48 | generated toy questions |" in text
+    assert "| IFEval, prompts | 50.0 ± 2.0 | 48 | generated toy questions |" in text
+    assert "questions of GSM8k, IFEval, prompts are generated" in text
 
 
 @pytest.mark.parametrize(
