@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -152,6 +153,15 @@ def test_failed_stage_leaves_no_manifest(tmp_path):
         (directory / "half.txt").write_text("half")
         raise ValueError
     assert sorted(path.name for path in directory.iterdir()) == ["recipe.json"]
+
+
+def test_provenance_says_the_time_on_the_clock_and_on_the_cpu(tmp_path):
+    """That of children that ended in it, too."""
+    directory = tmp_path / small(tmp_path).directory
+    with making(directory):
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+    made = json.loads((directory / "provenance.json").read_text())
+    assert made["cpu_seconds"] + 0.02 >= 0.3 and made["seconds"] >= 0.28 and made["started"] > 1e9
 
 
 def test_full_disk_is_one_sentence(tmp_path):

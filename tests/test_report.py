@@ -20,12 +20,13 @@ from scalpel.claims.estimate import Sample
 from scalpel.claims.judge import APPEARS, NOT_RUN, UNDECIDED, Evidence
 from scalpel.claims.scalpel_vs_hammer import CLAIMS
 from scalpel.errors import UserError
+from scalpel.exhibits import spent
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results, final
 from scalpel.exhibits.style import PALETTE
-from scalpel.report import answer, audits, course, origins, runs, setup, tables
+from scalpel.report import answer, audits, cite, cost, course, origins, runs, setup, tables
 from scalpel.report.build import ROWS, light, report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
@@ -285,6 +286,79 @@ def test_the_page_says_when_and_with_what_its_results_were_made(tmp_path):
     assert found.dates == ["2026-05-01", "2026-05-03"] and found.took == "6:00" and found.damaged == ["data/d-1"]
     assert found.packages == ["Python 3.11.7", "torch 2.13.0 and 2.14.0"]
     assert made_of([]).dates == []
+    page = tmp_path / "report" / "mine"
+    assert made_of([tmp_path / "train" / "b-1"], page).results.rows[0][0] == '<a href="../../train/b-1">train/b-1</a>'
+    assert tables.link(tmp_path / "absent", page, "<x>") == "<x>"
+
+
+def test_what_each_run_took_is_added_up_and_every_result_counted_once(tmp_path):
+    """By hand: two seeds that learn from the same answers, a given run, and a result that does not say."""
+
+    def result(name: str, run: str, seed: int = 1, chain=(), gpus: int = 0, **about) -> Result:
+        step = tmp_path / name
+        step.mkdir(parents=True, exist_ok=True)
+        (step / "recipe.json").write_text(json.dumps({"settings": {"gpus": gpus, "nodes": 2} if gpus else {}}))
+        if about:
+            (step / "provenance.json").write_text(json.dumps(about))
+        return Result(step.parent.name, run, seed, step, chain=chain)
+
+    answers = result("generate/base-1", "answers", 0, seconds=30.0, cpu_seconds=60.0, host="a")
+    found = [
+        result("train/x-1", "x", 1, (answers.step,), seconds=100.0, cpu_seconds=150.0, host="a", gpus=4),
+        result("train/x-2", "x", 2, (answers.step,), seconds=200.0, cpu_seconds=150.0, host="b", gpus=4),
+        result("evaluate/x-1", "x", 1, (answers.step,), seconds=50.0, host="b"),
+        result("given/y-1", "y", 0, seconds=1.0, cpu_seconds=1.0),
+        result("kl/y-1", "y", 0),
+        answers,
+    ]
+    table = cost.cost(Results(found), str.upper)
+    assert [column.name for column in table.columns] == [
+        "run", "seed", "before it", "making it", "measuring it", "both", "CPU time", "GPU time", "FLOPs counted",
+        "machine",
+    ]  # fmt: skip
+    assert [tuple(row) for row in table.rows] == [
+        ("X", "1", "0:30", "1:40", "0:50", "2:30", "≥ 2:30", "13:20", "–", "a, b"),
+        ("X", "2", "0:30", "3:20", "–", "3:20", "2:30", "26:40", "–", "b"),
+        ("Y", "–", "–", "0:01", "–", "≥ 0:01", "≥ 0:01", "≥ 0:00", "–", "–"),
+        ("ANSWERS", "–", "–", "0:30", "–", "0:30", "1:00", "0:00", "–", "a"),
+        ("all, each result once", "", "", "", "", "≥ 6:21", "≥ 6:01", "≥ 40:00", "–", "a, b"),
+    ]
+    assert cost.cost(Results([result("kl/z-1", "z")])) is None
+
+
+def test_flops_are_those_that_were_counted(made, page, tmp_path):
+    """Of a training run, and of the answers another one learns from; none of what only measures."""
+    plan, root = made
+    shutil.copytree(root, tmp_path / "copy")
+    entries = json.loads(json.dumps([entry.record() for entry in plan.entries[STUDY]]))
+    results = Results.of_entries(entries, tmp_path / "copy" / "results")
+    for result in results.found:
+        (result.step / "provenance.json").write_text(json.dumps({"seconds": 1.0, "cpu_seconds": 2.0}))
+    rows = {row[0]: row for row in cost.cost(results).rows}
+    (grpo,) = [result for result in results.of("train") if result.run == "grpo"]
+    assert rows["grpo"][-2] == f"{spent.totals(grpo)['counted']:.3g}" and rows["base.s42"][-2] == "1e+09"
+    assert rows["base"][-2] == "–" and rows["sft_own_all"][2] == "0:01"
+    assert 'id="cost"' not in page, "no result here says what it took"
+
+
+def test_the_page_says_how_to_cite_it(page):
+    section = html.unescape(page[page.index('<h2 id="cite">') :])
+    assert "Neel Rajani, Aryo Pradipta Gema, Seraphina Goldfarb-Tarrant and Ivan Titov. Scalpel vs. Hammer" in section
+    assert section.count("@article{") == 2 and section.count("@software{") == 1 and "2604.23747" in section
+    for entry in re.findall(r"<pre[^>]*>(.*?)</pre>", section, re.DOTALL):
+        assert entry.count("{") == entry.count("}")
+    assert cite.works("abc")[0].bibtex.count("commit abc") == 1 and "commit" not in cite.works(None)[0].text
+    assert cite.works(None, Path("absent.cff")) == []
+
+
+def test_results_files_and_folders_are_linked_where_they_are_told(page):
+    def links(begin: str, end: str) -> list[str]:
+        return re.findall(r'href="([^"]*)"', page[page.index(f'id="{begin}"') : page.index(f'id="{end}"')])
+
+    completions, data, audit = links("completions", "runs"), links("data", "audit"), links("audit", "setup")
+    assert len(completions) == 3 * (1 + 3 * 3) and all(link.endswith("/samples.parquet") for link in completions)
+    assert {Path(link).name for link in data} >= {"drops.csv", "kept.parquet"}
+    assert audit and all(re.fullmatch(r"\.\./\.\./audit/[^/]*/audit.json", link) for link in audit)
 
 
 def test_every_run_has_its_recipe_beside_the_paper_s_and_its_curves(made, page):

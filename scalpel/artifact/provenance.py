@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import socket
 import subprocess
@@ -31,6 +32,11 @@ def circumstances() -> dict:
         "machine": platform.machine(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process, in all its threads, and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

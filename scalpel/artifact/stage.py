@@ -32,7 +32,7 @@ from scalpel.artifact.files import (
 from scalpel.artifact.job import Job, open_job
 from scalpel.artifact.lease import Held, lease
 from scalpel.artifact.manifest import content_hashes, is_own, restore, seal
-from scalpel.artifact.provenance import circumstances
+from scalpel.artifact.provenance import circumstances, cpu_seconds
 from scalpel.errors import AGAIN, FINAL, Interrupted, UserError, status_of
 from scalpel.launch import slurm
 from scalpel.stages import STAGES
@@ -110,7 +110,7 @@ def making(directory: Path) -> Iterator[Job]:
     input changed meanwhile.
     """
     job = open_job(directory)
-    started = time.time()
+    started, cpu = time.time(), cpu_seconds()
     try:
         made_of = content_hashes(job.inputs)
     except (KeyError, TypeError, AttributeError):
@@ -126,7 +126,8 @@ def making(directory: Path) -> Iterator[Job]:
         write_atomically(directory / STATE / MADE_OF, json.dumps(made_of) + "\n")
     try:
         yield job
-        provenance = circumstances() | {"seconds": round(time.time() - started, 2), "started": round(started, 2)}
+        took = {"seconds": time.time() - started, "cpu_seconds": cpu_seconds() - cpu, "started": started}
+        provenance = circumstances() | {name: round(value, 2) for name, value in took.items()}
         if (more := directory / STATE / CIRCUMSTANCES).exists():
             provenance |= read_json(more)
         write_atomically(directory / PROVENANCE, json.dumps(provenance, indent=1) + "\n")

@@ -109,10 +109,12 @@ def _load(path: Path, where: str) -> ModuleType:
 
 
 def report_code() -> str:
-    """Hash of what writes the report: scalpel/report, scalpel/claims, known bugs, rivals, what exhibits share."""
+    """Hash of what writes the report: scalpel/report, scalpel/claims, known bugs, rivals, what exhibits share, and whom
+    to cite."""
     folders = [HERE.parent / "report", HERE.parent / "claims"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".jinja", ".css"))
-    return _code(*files, HERE.parent / "audit" / "known.py", HERE / "rivals.py", *SHARED_FILES)
+    files += [HERE.parent / "audit" / "known.py", HERE / "rivals.py", HERE.parents[1] / "CITATION.cff"]
+    return _code(*files, *SHARED_FILES)
 
 
 def _code(*paths: Path) -> str:

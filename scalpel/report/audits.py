@@ -14,7 +14,7 @@ from scalpel.artifact.checking import checked
 from scalpel.artifact.files import MANIFEST, RECIPE, below, read_json
 from scalpel.audit.known import versions
 from scalpel.exhibits.result import Result
-from scalpel.report.tables import NONE, Column, Table
+from scalpel.report.tables import NONE, Column, Table, link
 
 COLUMNS = [Column(name) for name in ("Probe", "Measured", "Expected", "Tolerance", "Verdict", "Who has the bug")]
 
@@ -31,18 +31,20 @@ class Audit(NamedTuple):
     probes: Table | None = None
 
 
-def audits(trained: Iterable[Result], label: Callable[[str], str]) -> list[Audit]:
-    """Each audit that trained runs waited for once, in the order of the runs; UserError for one that is damaged."""
+def audits(trained: Iterable[Result], label: Callable[[str], str], page: Path | None = None) -> list[Audit]:
+    """Each audit that trained runs waited for once, in the order of the runs; UserError for one that is damaged.
+
+    page: the folder that links begin at."""
     runs: dict[Path, list[str]] = {}
     for result in trained:
         gates = read_json(result.step / RECIPE).get("gates", {})
         if "audit" in gates:
             step = below(result.step.parents[1], gates["audit"]["directory"])
             runs.setdefault(step, []).append(label(result.run))
-    return [_audit(step, list(dict.fromkeys(of))) for step, of in runs.items()]
+    return [_audit(step, list(dict.fromkeys(of)), page) for step, of in runs.items()]
 
 
-def _audit(step: Path, runs: list[str]) -> Audit:
+def _audit(step: Path, runs: list[str], page: Path | None) -> Audit:
     if not (step / MANIFEST).is_file():
         return Audit(step.name, runs)
     seal = read_json(step / RECIPE)["recipe"]["fingerprint"]
@@ -63,7 +65,7 @@ def _audit(step: Path, runs: list[str]) -> Audit:
     how += f", {seal['rollouts']['method']}" if "rollouts" in seal else ""
     packages = ", ".join(f"{name} {version}" for name, version in seal["packages"].items())
     passed = sum(probe["passed"] for probe in probes)
-    return Audit(step.name, runs, how, packages, passed, Table(COLUMNS, rows))
+    return Audit(link(step / "audit.json", page, step.name), runs, how, packages, passed, Table(COLUMNS, rows))
 
 
 def _many(accumulation: int) -> str:

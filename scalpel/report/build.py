@@ -23,12 +23,26 @@ from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.result import Result
 from scalpel.exhibits.results import Results
 from scalpel.exhibits.style import Style
-from scalpel.report import answer, audits, completions, course, drops, origins, runs, setup, tables, verdicts
+from scalpel.report import (
+    answer,
+    audits,
+    cite,
+    completions,
+    cost,
+    course,
+    drops,
+    origins,
+    runs,
+    setup,
+    tables,
+    verdicts,
+)
 from scalpel.report.made import made, made_of
 
 HERE = Path(__file__).parent
 GALLERY = "gallery.html"  # beside index.html
 ROWS = 100  # of an exhibit's csv, in the gallery
+FILES_OF_DATA = {"": "result", "drops.csv": "drops.csv", "kept.parquet": "kept.parquet"}  # linked, by its place
 
 
 class Exhibit(NamedTuple):
@@ -71,7 +85,7 @@ def gallery(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
 
 def page(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
     """The HTML text of the report."""
-    recipe = opened.recipe
+    recipe, folder = opened.recipe, opened.place(opened.files[0]).parent
     results = Results.of_entries(opened.entries, opened.results)
     label = Style(recipe["looks"], (), ExhibitOptions()).label
     recorded = {name: exhibit.recipe for name, exhibit in shown.items()}
@@ -101,21 +115,36 @@ def page(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
         families=verdicts.families(found),
         has_published=any(one.there for one in found),
         answer=said,
-        made=made([place for result in (*results.found, *foreign) for place in made_of(result)]),
+        made=made([place for result in (*results.found, *foreign) for place in made_of(result)], folder),
+        cost=cost.cost(results, label),
+        works=cite.works(opened.provenance()["commit"]),
         several_seeds=[run for run in named if len(seeds[run]) > 1],
         one_seed=[run for run in named if len(seeds[run]) == 1],
         picture=shown.get(said.picture or ""),
         exhibits=list(shown.values()),
         completions=completions.side_by_side(results, answer.compared(recipe["answer"], list(recipe["runs"])), label),
-        audits=audits.audits(results.of("train"), label),
+        audits=audits.audits(results.of("train"), label, folder),
         course=course.course(results, label),
-        runs=runs.runs(results, recipe["runs"], recipe["papers"], opened.place(opened.files[0]).parent, label),
+        runs=runs.runs(results, recipe["runs"], recipe["papers"], folder, label),
         papers=recipe["papers"],
-        data=[(result.run, drops.drops(result.step)) for result in results.of("data", "generate", "common")],
+        data=[
+            (result.run, _links(result, folder), drops.drops(result.step))
+            for result in results.of("data", "generate", "common")
+        ],
+        linked=lambda place, text: tables.link(place, folder, text),
         tasks=setup.compared(evaluation.pop("tasks"), "Benchmark"),
         training=setup.compared(recipe["runs"], "Training", label),
         sampling=[f"{field} {tables.text_of(value)}" for field, value in evaluation.items()],
     )
+
+
+def _links(result: Result, page: Path) -> list[str]:
+    """To the files of a result of rows, of those that are there."""
+    return [
+        tables.link(result.step / file, page, name)
+        for file, name in FILES_OF_DATA.items()
+        if (result.step / file).exists()
+    ]
 
 
 def _seeds_of_others(found: list[Result]) -> dict[str, list[int]]:

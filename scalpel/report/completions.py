@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from scalpel.artifact.checking import checked
@@ -19,12 +20,13 @@ COLUMNS = ["step", "task", "question", "sample", "metric", "prompt", "completion
 
 
 class Written(NamedTuple):
-    """What one checkpoint wrote, and its score (0 to 1)."""
+    """What one checkpoint wrote, and its score (0 to 1). file: where it stands with all others."""
 
     run: str
     step: int
     text: str
     score: float
+    file: Path
 
 
 class Question(NamedTuple):
@@ -105,7 +107,9 @@ def _written(steps: list[tuple[Result, int]], task: str) -> pd.DataFrame:
             raise UserError(
                 f"{path} cannot be read as parquet ({type(error).__name__}); run `make verify`, which says what to do."
             ) from None
-        frames.append(frame.dropna(subset=["completion", "score"]).drop_duplicates("question").assign(place=place))
+        frames.append(
+            frame.dropna(subset=["completion", "score"]).drop_duplicates("question").assign(place=place, file=str(path))
+        )
     return pd.concat(frames, ignore_index=True).sort_values(["place", "question"], kind="stable")
 
 
@@ -114,7 +118,7 @@ def _at(frame: pd.DataFrame, run: str, question: int, place: int, label: Callabl
     if there.empty:
         return None
     row = there.iloc[0]
-    return Written(label(run), int(row["step"]), _middle_out(row["completion"]), float(row["score"]))
+    return Written(label(run), int(row["step"]), _middle_out(row["completion"]), float(row["score"]), Path(row["file"]))
 
 
 def _middle_out(text: str, end: bool = False) -> str:

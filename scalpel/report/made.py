@@ -12,7 +12,7 @@ from scalpel.artifact.files import MANIFEST, PROVENANCE, below
 from scalpel.errors import UserError
 from scalpel.exhibits.result import Result
 from scalpel.progress import clock
-from scalpel.report.tables import Column, Table
+from scalpel.report.tables import Column, Table, link
 
 COLUMNS = ("result", "begun (UTC)", "took", "commit", "machine")
 
@@ -39,21 +39,22 @@ def made_of(result: Result) -> list[Path]:
     return found
 
 
-def made(steps: Sequence[Path]) -> Made:
-    """Of result directories, each once, in the order in which they were made."""
+def made(steps: Sequence[Path], page: Path | None = None) -> Made:
+    """Of result directories, each once, in the order in which they were made; page: the folder that links begin at."""
     found, damaged = [], []
     for step in dict.fromkeys(steps):
         try:
             one = json.loads((step / PROVENANCE).read_text())
             begun = datetime.datetime.fromtimestamp(float(one["started"]), datetime.UTC)
-            found.append((begun, float(one["seconds"]), f"{step.parent.name}/{step.name}", one))
+            found.append((begun, float(one["seconds"]), f"{step.parent.name}/{step.name}", step, one))
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             damaged.append(f"{step.parent.name}/{step.name}")
     found.sort(key=lambda result: result[:3])
-    rows = [
-        (name, f"{begun:%Y-%m-%d %H:%M}", clock(seconds), _short(one.get("commit")), one.get("host") or "")
-        for begun, seconds, name, one in found
-    ]
+    rows = []
+    for begun, seconds, name, step, one in found:
+        commit = link(step / PROVENANCE, page, _short(one.get("commit")))
+        when, host = f"{begun:%Y-%m-%d %H:%M}", one.get("host") or ""
+        rows.append((link(step, page, name), when, clock(seconds), commit, host))
     versions: dict[str, dict[str, None]] = {}
     for *_, one in found:
         for package, version in {"Python": one.get("python"), **(one.get("packages") or {})}.items():

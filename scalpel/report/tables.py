@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +34,13 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     faint: frozenset[int] = frozenset()
+
+
+def link(place: Path, page: Path | None, text: str) -> str:
+    """`text`, as a link from the folder of a page to a file or folder, where that is there."""
+    if page is None or not place.exists():
+        return text
+    return Markup('<a href="{}">{}</a>').format(Path(os.path.relpath(place, page)).as_posix(), text)
 
 
 def of_csv(path: Path, label: Callable[[str], str]) -> Table:
