@@ -24,9 +24,9 @@ from scalpel.exhibits import spent
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.render import render
 from scalpel.exhibits.result import Result
-from scalpel.exhibits.results import Results, final
+from scalpel.exhibits.results import PROJECTIONS, Results, final
 from scalpel.exhibits.style import PALETTE
-from scalpel.report import answer, audits, cite, cost, course, origins, runs, setup, tables
+from scalpel.report import answer, audits, cite, cost, course, findings, origins, runs, setup, tables
 from scalpel.report.build import ROWS, light, report
 from scalpel.report.drops import drops
 from scalpel.report.made import made as made_of
@@ -260,6 +260,7 @@ def test_every_run_is_shown_after_each_share_of_its_steps(made, page):
     assert first["grpo"][2] == "–", "its first checkpoint comes after a tenth of its steps"
     section = page[page.index('<h2 id="course">') : page.index('<h2 id="completions">')]
     assert section.count('type="radio"') == count and section.count(" checked") == 1
+    assert [int(share) for share in re.findall(r"<caption>After (\d+)% of", section)] == [m.percent for m in moments]
     assert f"#at{count}:checked ~ .moments > :nth-child({count})" in section
 
 
@@ -368,7 +369,7 @@ def test_every_run_has_its_recipe_beside_the_paper_s_and_its_curves(made, page):
     other = {name for name in recipe if recipe[name] != paper[name]}
     part = page[page.index('id="run-grpo"') :]
     part = part[: part.index("</details>")]
-    fields = re.findall(r"<tr>\s*<td class=\"\">([\w.]+)</td>", part)
+    fields = re.findall(r'<th scope="row">([\w.]+)</th>', part)
     assert "learning_rate" in other and {field.split(".")[0] for field in fields} == other
     assert f">{recipe['generations']}<" in part and f">{paper['generations']}<" in part
     assert "accuracy reward of GRPO: " in part and "MATH-500 (%) of GRPO: " in part
@@ -400,12 +401,74 @@ def test_exhibits_stand_in_the_study_s_order_with_number_and_caption(page):
         "Figure 1", "Figure 2", "Figure 3", "Table 1", "Figure 4", "Table 2", "Figure 5", "Figure 6", "Table 3",
         "asked",
     ]  # fmt: skip
-    assert '<img alt="Figure 2: Loss and gradient norm of SFT."' in page
+
+
+def test_pictures_say_what_they_show_to_those_who_cannot_see_them(made, page):
+    """Numbers as the exhibits' own tables and the results have them; the whole caption where there is no sentence."""
+    alts = [html.unescape(alt) for alt in re.findall(r'<img alt="([^"]*)"', page)]
+    by_name = {alt.partition(":")[0]: alt for alt in alts}
+    plan, root = made
+    entries = json.loads(json.dumps([entry.record() for entry in plan.entries[STUDY]]))
+    results = Results.of_entries(entries, root / "results")
+    kl = final(results.kl()).set_index("run")
+    (said,) = tables.texts_of(kl.loc[["grpo"], "kl"], kl.loc[["grpo"], "kl_stderr"])
+    assert f"nats: GRPO {said}, SFT, 1 epoch " in by_name["Figure 4"] and "on MATH-500" in by_name["Figure 4"]
+    moved = final(results.weight_change().query("run == 'grpo'"))
+    change = f"{100 * moved['relative'].mean():.4g}"
+    assert f"in percent: GRPO {change}, SFT, 1 epoch " in by_name["norms_course"]
+    means = 100 * moved.groupby("projection")["relative"].mean()
+    most = (
+        f"most {PROJECTIONS[means.idxmax()]} {means.max():.4g}, least {PROJECTIONS[means.idxmin()]} {means.min():.4g}"
+    )
+    assert f"At the last checkpoint of GRPO, means over layers in percent: {most}." in by_name["Figure 5"]
+    assert "MATH-500 most GRPO 88.0 ± 4.1, least base 42.0 ± 6.2" in by_name["Figure 3"]
+    assert re.search(r"in points: GRPO 46\.0 ± \d\.\d and \d\.\d ± \d\.\d; SFT, 1 epoch ", by_name["frontier"])
+    assert by_name["Figure 2"].startswith(
+        "Figure 2: Loss and gradient norm of SFT. Moving averages at the last steps: "
+    )
+    assert len(alts) == 9 and not any(re.search(r"\b(nan|inf)\b", alt) for alt in alts)
+
+
+def test_a_finding_is_of_what_is_shown_and_finite(tmp_path):
+    """Means over seeds with their error; nothing of what is nan, or of a kind that has no sentence."""
+
+    def said(kind: str, frame: dict, **options) -> str:
+        (tmp_path / "x.csv").write_text("# {}\n" + pd.DataFrame(frame).to_csv(index=False))
+        return findings.finding(kind, tmp_path / "x.csv", options, str.upper)
+
+    course = {"run": ["a", "a", "b", "b"], "seed": [1, 2, 1, 2], "step": [5, 6, 5, 5]}
+    frame = course | {"relative": [0.01, 0.03, 0.02, math.nan], "source": "ours"}
+    assert said("weight_change_course", frame).endswith("in percent: A 2.0 ± 1.0.")
+    assert said("weight_change_course", frame | {"relative": [math.nan] * 4}) == ""
+    scores = course | {"task": "mmlu", "value": 0.5, "stderr": 0.1}
+    assert said("benchmarks", scores) == "Scores of the last checkpoints in percent: MMLU 50 ± 10 of all."
+    one = {name: values[:1] if isinstance(values, list) else [values] for name, values in scores.items()}
+    assert "MMLU A 50 ± 10." in said("final_scores", one)
+    assert said("benchmarks", {"run": ["a"]}) == said("mine.py", scores) == ""
+    twice = {name: values * 2 if isinstance(values, list) else values for name, values in scores.items()}
+    assert said("benchmarks", twice) == "", "several values of one seed"
+
+
+def test_rows_are_headed_by_what_they_are_of(page):
+    """By the run, or by the field, the reason or the probe; numbers are no headings."""
+
+    def columns(*names: str) -> tables.Table:
+        return tables.Table([tables.Column(name, name == "step") for name in names], [])
+
+    assert [columns(*names).heading for names in (("budget", "run"), ("field", "here"), ("step", "x"), ())] == [
+        1, 0, None, None,
+    ]  # fmt: skip
+    for body in re.findall(r"<tbody.*?</tbody>", page, re.DOTALL):
+        for row in re.findall(r"<tr[ >].*?</tr>", body, re.DOTALL):
+            assert row.count("<th ") == 1, row
+    claims = page[page.index('<table class="claims"') :].split("</table>")[0]
+    for tag, role in (("tr", "row"), ("td", "cell"), ("tbody", "rowgroup")):
+        assert claims.count(f"<{tag}") == claims.count(f'<{tag} role="{role}"') > 0
 
 
 def test_tables_call_runs_by_their_labels(page):
     section = page[page.index('<section id="asked">') :].split("</section>")[0]
-    cells = re.findall(r"<td[^>]*>([^<]*)</td>", section)
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", section.split("<tbody>")[1])
     assert cells[:4] == ["GRPO", "800", "SFT, 1 epoch", "280"]
     scores = page[page.index('<section id="scores">') :].split("</section>")[0]
     assert re.findall(r"<th[^>]*>([^<]*)</th>", scores)[:4] == ["benchmark", "of", "base", "GRPO"]
@@ -440,7 +503,7 @@ def test_report_of_real_models_and_several_seeds(tmp_path):
     page = build(world(tmp_path, raw, workflow=workflow))
     assert "toy model" not in page and "one seed.</strong>" not in page and 'id="claims"' not in page
     assert "a (2); b (1)." in page and "mean of e² + s²/n" in page and "The paper" not in page
-    assert '<td class="">seeds</td>' in page and "1, 2" in page
+    assert '<th scope="row">seeds</th>' in page and "1, 2" in page
 
 
 def saved_model(folder: Path) -> Path:

@@ -31,6 +31,7 @@ from scalpel.report import (
     cost,
     course,
     drops,
+    findings,
     origins,
     runs,
     setup,
@@ -46,7 +47,7 @@ FILES_OF_DATA = {"": "result", "drops.csv": "drops.csv", "kept.parquet": "kept.p
 
 
 class Exhibit(NamedTuple):
-    """One figure or table as the pages show it. image: a figure's data URI."""
+    """One figure or table as the pages show it. image: a figure's data URI. finding: what it shows, in a sentence."""
 
     name: str
     heading: str
@@ -56,6 +57,13 @@ class Exhibit(NamedTuple):
     files: list[tuple[str, str]]  # (suffix, path from the page)
     table: tables.Table  # of its csv
     image: str | None = None
+    finding: str = ""
+
+    @property
+    def alt(self) -> str:
+        """What stands for the picture: what it is of, and what it shows; else the whole caption."""
+        first = f"{self.caption.partition('. ')[0].rstrip('.')}. {self.finding}" if self.finding else self.caption
+        return f"{self.heading}: {first}"
 
     @property
     def rows(self) -> int:
@@ -204,7 +212,8 @@ def _exhibit(opened: drawing.Opened, name: str) -> Exhibit:
     label = Style(recorded["looks"], (), ExhibitOptions(labels=options["labels"])).label
     numbers = tables.of_csv(record.checked(beside, files[".csv"]), label)
     picture = f"data:image/png;base64,{base64.b64encode(light(file)).decode()}" if file.suffix == ".png" else None
-    return Exhibit(name, heading, caption, recorded, found["entries"], links, numbers, picture)
+    said = findings.finding(recorded["kind"], files[".csv"], options, label) if picture else ""
+    return Exhibit(name, heading, caption, recorded, found["entries"], links, numbers, picture, said)
 
 
 def light(file: Path) -> bytes:

@@ -35,6 +35,13 @@ class Table:
     rows: Sequence[Sequence[str]]
     faint: frozenset[int] = frozenset()
 
+    @property
+    def heading(self) -> int | None:
+        """The column whose cells name their rows: that of runs, else the first one, where it is no number."""
+        names = [column.name for column in self.columns]
+        place = names.index("run") if "run" in names else 0
+        return None if not names or self.columns[place].numeric else place
+
 
 def link(place: Path, page: Path | None, text: str) -> str:
     """`text`, as a link from the folder of a page to a file or folder, where that is there."""
