@@ -32,13 +32,13 @@ GRPO = GRPORecipe(
 )  # fmt: skip
 SERVER = {"gpus": 0, "start_seconds": 120}
 RANKS = {"ranks": 2, "engine": "zero2", "sequences_per_device": 2}
-HOLDING = """
-import runpy
+OTHER_RANKS = """
+import os, runpy
 from scalpel.launch.crew import Crew
 start = Crew.start
-def with_held_ranks(self, name, module, *more, **options):
-    start(self, name, "tests.held_rank" if module == "scripts.rank" else module, *more, **options)
-Crew.start = with_held_ranks
+def with_other_ranks(self, name, module, *more, **options):
+    start(self, name, os.environ["RANK_MODULE"] if module == "scripts.rank" else module, *more, **options)
+Crew.start = with_other_ranks
 runpy.run_module("scripts.train", run_name="__main__")
 """
 
@@ -65,14 +65,15 @@ class Run:
         record_recipe(step, root)
         self.root, self.directory = root, root / step.directory
 
-    def start(self, *held: str) -> subprocess.Popen:
-        """held: moments at which the first of several ranks waits (tests/held_rank.py)."""
+    def start(self, *held: str, ranks: str = "tests.held_rank") -> subprocess.Popen:
+        """held: moments at which the first of several ranks waits (tests/held_rank.py). ranks: the module that several
+        ranks run in place of scripts.rank."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
-        program = ["-c", HOLDING] if held else ["-m", "scripts.train"]
+        program = ["-c", OTHER_RANKS] if held or ranks != "tests.held_rank" else ["-m", "scripts.train"]
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RANK_MODULE": ranks}
         return subprocess.Popen(
             [sys.executable, *program, str(self.directory)],
-            env=environment
-            | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HELD": " ".join(held), "HELD_IN": str(self.root)},
+            env=environment | {"HELD": " ".join(held), "HELD_IN": str(self.root)},
             cwd=self.root,
             stderr=subprocess.STDOUT,
             stdout=open(self.root / "log", "a"),
@@ -143,12 +144,23 @@ def grpo(make) -> Run:
     return make(GRPO, {"sequences_per_device": 8, "server": SERVER}).finish()
 
 
-@pytest.mark.parametrize("engine", ["zero2", "fsdp"])
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("fsdp", marks=pytest.mark.campaign)])
 def test_ranks_train_as_one(engine, make, sft):
     """The last step has fewer sequences than ranks x micro-batch: blanks fill it."""
     run = make(SFT, RANKS | {"engine": engine}).finish()
     assert_same_training(run, sft)
     assert not run.processes()
+
+
+def test_between_micro_batches_fsdp_holds_shards_of_gradients_alone(make, sft):
+    run = make(SFT, RANKS | {"engine": "fsdp", "sequences_per_device": 1})
+    assert run.start(ranks="tests.watched_rank").wait(timeout=300) == 0, run.log()
+    for rank in range(2):
+        seen = [json.loads(line) for line in (run.root / f"gradients-rank{rank}.jsonl").read_text().splitlines()]
+        assert len(seen) == 3 * len(run.column("loss"))  # three micro-batches a step
+        assert {one["unsharded"] for one in seen} == {0}
+        assert all(0.4 < one["sharded"] / one["whole"] < 0.6 for one in seen)
+    assert_same_training(run, sft)
 
 
 @pytest.mark.campaign

@@ -285,6 +285,8 @@ def engine_arguments(recipe: MethodRecipe, settings: TrainSettings, gpu: bool | 
                 "state_dict_type": "FULL_STATE_DICT",
                 "reshard_after_forward": True,
             },
+            # Else transformers adds the micro-batches of a step up unsharded: a whole float32 gradient on every GPU.
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
             "use_cpu": not gpu,
         }
     return {"use_cpu": not gpu}
