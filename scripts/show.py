@@ -5,6 +5,7 @@ from the very functions that training calls. Nothing is written, fetched or trai
 """
 
 import argparse
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -99,10 +100,12 @@ def libraries(run: Run, settings: TrainSettings, steps: int, gpu: bool) -> dict[
         "LOCAL_WORLD_SIZE": settings.ranks,
     }
     if METHODS[recipe.method].samples and recipe.inference == "vllm":
+        from scalpel.inference import VLLM_ENVIRONMENT
         from scalpel.inference.vllm_engine import llm_arguments, sampling_arguments
 
         fraction = settings.server.memory_fraction if settings.server else 0.9
         model = f"{run.base.directory}/model"
+        parts["vLLM: environment"] = VLLM_ENVIRONMENT
         parts["vLLM: LLM"] = llm_arguments(model, recipe.dtype, fraction, gpu)
         parts["vLLM: SamplingParams"] = sampling_arguments(recipe.temperature, recipe.top_p, recipe.top_k) | {
             "max_tokens": recipe.max_completion_tokens
@@ -112,6 +115,8 @@ def libraries(run: Run, settings: TrainSettings, steps: int, gpu: bool) -> dict[
 
 def plain(value):
     """A value as YAML can say it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

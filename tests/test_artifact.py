@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalpel.artifact import provenance
 from scalpel.artifact.disk import disk_errors
 from scalpel.artifact.files import temporary
 from scalpel.artifact.identity import canonical, digest_of, sha256_file
@@ -228,6 +229,14 @@ def test_what_dead_processes_left_is_removed_at_the_next_start(tmp_path):
     child.wait()
     clear_remains(directory)
     assert not of_child.exists()
+
+
+def test_what_vllm_is_told_is_recorded_where_it_is_installed(monkeypatch):
+    installed = {"torch": "2"}
+    monkeypatch.setattr(provenance, "versions", lambda names: {n: v for n, v in installed.items() if n in names})
+    assert "vllm" not in provenance.circumstances()
+    installed["vllm"] = "1"
+    assert provenance.circumstances()["vllm"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 def test_state_is_no_part_of_a_result(tmp_path):

@@ -42,11 +42,17 @@ def test_the_paper_s_run_on_its_cluster():
     assert trl["loss_type"] == "dr_grpo" and trl["beta"] == 0 and trl["use_cpu"] is False and trl["bf16"] is True
     assert trl["per_device_train_batch_size"] * trl["gradient_accumulation_steps"] * 7 == 448
     assert parts["vLLM: LLM"]["dtype"] == "bfloat16" and not parts["vLLM: LLM"]["enforce_eager"]
+    assert parts["vLLM: environment"]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     assert parts["vLLM: SamplingParams"]["temperature"] == 0.6 and parts["vLLM: SamplingParams"]["max_tokens"] == 1500
     assert told("grpo", scale="cluster", as_published="code")["vLLM: SamplingParams"]["top_k"] == 50
     assert (
         told("scalpel_vs_hammer/sft_3ep", scale="cluster")["TRL: SFTConfig"]["max_steps"] == 463
     )  # 462.9: the last is partial
+
+
+def test_sharded_gradients_are_told():
+    parts = told("relift", scale="cluster", studies=["sft_then_rl"])["TRL: GRPOConfig"]
+    assert parts["accelerator_config"]["gradient_accumulation_kwargs"] == {"sync_each_batch": True}
 
 
 def test_told_is_what_training_passes(tiny_base, tiny_data, tmp_path, monkeypatch):

