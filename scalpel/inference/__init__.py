@@ -15,8 +15,8 @@ from scalpel.inference.requests import Engine
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the weights are loaded into this process's model
     "VLLM_NO_USAGE_STATS": "1",
-    # Of vLLM's two model runners, which sample with other random numbers, the one that its CPU build takes, too. Left to
-    # itself vLLM goes by the model, by its own version and by whether Triton finds a GPU.
+    # Of vLLM's two model runners, which have random numbers of their own, the one that its CPU build takes, too. Left
+    # to itself vLLM goes by the model, by its own version and by whether Triton finds a GPU.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
 

@@ -2,7 +2,8 @@
 
 A run is exact when it is resumed because nothing depends on where it was interrupted: what a step asks is looked up in
 the materialised order by the step's number, and a state is only resumed from when it is complete, sizes and sha256
-checked (scalpel/methods/state.py).
+checked (scalpel/methods/state.py). One process on CPUs so ends bitwise equal to an uninterrupted run; kernels of GPUs
+need not (docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -226,7 +227,10 @@ def stopping_on_signal(saving: Saving) -> Iterator[None]:
 
 
 def make_deterministic(seed: int, threads: int) -> None:
-    """Seeds, threads and deterministic algorithms of this process; call before the model is loaded."""
+    """Seeds, threads and deterministic algorithms of this process; call before the model is loaded.
+
+    torch warns and goes on where an operation is not deterministic, as attention's backward pass on GPUs then is not.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may differ from run to run
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
