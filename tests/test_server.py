@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from scalpel.chat import load_tokenizer, token_ids
 from scalpel.errors import UserError
@@ -106,6 +108,37 @@ def test_it_answers_as_an_engine_here(each, asked, tiny_base, other_base):
                 assert [one.logprobs for one in mine] == [pytest.approx(one.logprobs, abs=1e-4) for one in theirs]
     again = rollouts.complete(asked, [], 1, 0.6, 0.9)  # it holds these weights: they are not sent
     assert again == found
+
+
+def test_weights_travel_in_the_servers_dtype(servers, asked, tiny_base, monkeypatch):
+    """Half the bytes for a server in bfloat16, and the same policy there."""
+    sizes, begin = [], Connection.begin
+    monkeypatch.setattr(Connection, "begin", lambda self, *head: (sizes.append(head), begin(self, *head)))
+    weights = full_weights(load_model(tiny_base))
+    narrow = Servers(servers.meeting, 30.0, torch.bfloat16)
+    found = narrow.complete(asked, weights, 50, 1.0, 1.0)
+    rounded = [(name, tensor.detach().to(torch.bfloat16)) for name, tensor in weights]
+    assert client(servers).complete(asked, rounded, 51, 1.0, 1.0) == found
+    assert client(servers).complete(asked, weights, 52, 1.0, 1.0) != found
+    half, also_half, whole = (size for method, _, size in sizes if method == "PUT")
+    assert 2 * half == 2 * also_half == whole == 4 * sum(tensor.numel() for _, tensor in weights)
+
+
+def test_sharded_weights_are_cast_before_they_are_gathered_and_kept_by_who_wants_them(tiny_base, tmp_path):
+    """On one rank: what is gathered is the whole tensor."""
+    model = load_model(tiny_base)
+    expected = [(name, parameter.detach().to(torch.bfloat16)) for name, parameter in model.named_parameters()]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
+    try:
+        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        found = full_weights(sharded, torch.bfloat16)
+        assert full_weights(sharded, torch.bfloat16, kept=False) == []
+        whole = full_weights(sharded)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert all(mine.equal(theirs) for (_, mine), (_, theirs) in zip(found, expected, strict=True))
+    assert all(tensor.dtype == torch.float32 for _, tensor in whole)
 
 
 def test_a_prompt_beyond_the_positions_is_answered_whole(servers, tiny_base):

@@ -39,15 +39,16 @@ OTHER_WEIGHTS = 409  # status: the server does not hold the step's weights
 class Servers:
     """Client of the rollout servers of a run, used by rank 0 alone."""
 
-    def __init__(self, meeting: Meeting, seconds: float):
-        """seconds: how long a server may take to start, or to come back after it died."""
-        self.meeting, self.seconds = meeting, seconds
+    def __init__(self, meeting: Meeting, seconds: float, dtype: torch.dtype | None = None):
+        """seconds: how long a server may take to start, or to come back after it died. dtype: in which weights are
+        sent; None: as they are."""
+        self.meeting, self.seconds, self.dtype = meeting, seconds, dtype
 
     @classmethod
-    def of_environment(cls, seconds: float) -> Servers | None:
+    def of_environment(cls, seconds: float, dtype: torch.dtype | None = None) -> Servers | None:
         """The servers the launcher started; None when ranks complete for themselves."""
         directory = os.environ.get(SERVERS)
-        return cls(Meeting(Path(directory)), seconds) if directory else None
+        return cls(Meeting(Path(directory)), seconds, dtype) if directory else None
 
     @cached_property
     def token(self) -> str:
@@ -115,15 +116,18 @@ class Servers:
         )
 
     def _send(self, number: int, weights: list[tuple[str, torch.Tensor]], version: int) -> None:
-        tensors = [[name, SAFETENSORS[tensor.dtype], list(tensor.shape)] for name, tensor in weights]
-        size = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
+        dtypes = [self.dtype or tensor.dtype for _, tensor in weights]
+        tensors = [
+            [name, SAFETENSORS[d], list(tensor.shape)] for (name, tensor), d in zip(weights, dtypes, strict=True)
+        ]
+        size = sum(tensor.numel() * d.itemsize for (_, tensor), d in zip(weights, dtypes, strict=True))
         with self._connected(number, COMPLETION_SECONDS) as connection:
             announced = json.dumps({"version": version, "tensors": tensors}).encode()
             status, answer = connection.ask("POST", "/weights", announced)
             if status == 200:
                 connection.begin("PUT", "/weights", size)
-                for _, tensor in weights:
-                    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                for (_, tensor), dtype in zip(weights, dtypes, strict=True):
+                    flat = tensor.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8)
                     connection.send(memoryview(flat.cpu().numpy()))
                 status, answer = connection.answer()
             if status != 200:
@@ -214,10 +218,18 @@ def said(answer: bytes) -> str:
     return answer.decode(errors="replace")[:300]
 
 
-def full_weights(model: Any) -> list[tuple[str, torch.Tensor]]:
-    """Every parameter whole, by its name in the saved model; a collective of all ranks when they are sharded."""
+def full_weights(model: Any, dtype: torch.dtype | None = None, kept: bool = True) -> list[tuple[str, torch.Tensor]]:
+    """Every parameter whole, by its name in the saved model; a collective of all ranks when they are sharded.
+
+    dtype: of sharded ones once they are gathered, which are cast before and then copied to the host; None: as they
+    are. kept: false on a rank that takes part in gathering and wants none of it: one tensor at a time is whole there.
+    """
     found = []
     for name, parameter in model.named_parameters():
-        tensor = parameter.full_tensor().cpu() if hasattr(parameter, "full_tensor") else parameter
-        found.append((name.removeprefix("module."), tensor))
+        tensor = parameter
+        if hasattr(parameter, "full_tensor"):
+            whole = parameter.detach().to(dtype or parameter.dtype).full_tensor()
+            tensor = whole.cpu() if kept else whole
+        if kept:
+            found.append((name.removeprefix("module."), tensor))
     return found

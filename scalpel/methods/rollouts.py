@@ -61,7 +61,7 @@ from scalpel.methods.ranks import Ranks
 from scalpel.methods.rollout_recipe import RolloutRecipe, check_writers, rollout_accumulation
 from scalpel.methods.schedule import Questions, by_count, checkpoint_steps, read_questions
 from scalpel.methods.state import QUESTIONS, Journal
-from scalpel.weights import load_model
+from scalpel.weights import DTYPES, load_model
 
 OWN, EXPERT, MIXED = "own", "expert", "mixed"  # who wrote a rollout: the policy, a trace, or a trace's beginning and it
 BUFFER = "rollouts-rank{rank}"  # of a state: the micro-batches that are still to be learnt from
@@ -196,7 +196,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             processing_class=tokenizer,
             callbacks=[saving],
         )
-        self.servers = Servers.of_environment(run.settings.server.start_seconds) if run.settings.server else None
+        server = run.settings.server
+        self.servers = Servers.of_environment(server.start_seconds, DTYPES[recipe.dtype]) if server else None
         self.engine = None if self.servers else TransformersEngine(model, tokenizer, run.settings.completions_at_once)
 
     @property
@@ -256,7 +257,8 @@ class RolloutTrainer(MethodTrainer, GRPOTrainer):
             "temperature": self.recipe.temperature, "top_p": self.recipe.top_p, "top_k": self.recipe.top_k,
         }  # fmt: skip
         if self.servers:
-            weights = full_weights(self.accelerator.unwrap_model(self.model))  # a collective when they are sharded
+            model = self.accelerator.unwrap_model(self.model)
+            weights = full_weights(model, self.servers.dtype, self.ranks.first)  # a collective when they are sharded
             version = self.state.global_step
             found = self.servers.complete(requests, weights, version, **sampling) if self.ranks.first else None
             found = self.ranks.from_first(found)
