@@ -20,13 +20,14 @@ from scalpel.artifact.files import CIRCUMSTANCES
 from scalpel.artifact.identity import sha256_file
 from scalpel.chat import load_tokenizer, render, token_ids
 from scalpel.config.training import Trainable, TrainSettings
-from scalpel.errors import UserError
+from scalpel.errors import Interrupted, UserError
 from scalpel.grading.text import tag_count
-from scalpel.methods import METHODS
+from scalpel.methods import METHODS, loop
 from scalpel.methods.freezing import check_frozen
 from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.likelihood import BLANK, micro_batches
-from scalpel.methods.loop import Saving, TrainingRun
+from scalpel.methods.loop import MethodTrainer, Saving, TrainingRun
+from scalpel.methods.rollouts import RolloutTrainer
 from scalpel.methods.rollouts import schedule as rollout_schedule
 from scalpel.methods.schedule import by_count, by_tokens, checkpoint_steps, read_questions
 from scalpel.methods.sft import SFTRecipe
@@ -67,7 +68,7 @@ import sys
 from pathlib import Path
 from tests.test_methods import kill_at, train
 from scalpel.grading.grader import Grader
-from scalpel.methods import METHODS
+from scalpel.methods import METHODS, loop
 # The tiny model never answers a question: a third of what it writes is called right, so that there is a gradient.
 Grader.grade_many = lambda self, pairs: [len(text) % 3 == 0 for _, text in pairs]
 method, recipe, model, start, kept, order, out, *killed = sys.argv[1:]
@@ -179,6 +180,38 @@ def test_killed_at_any_moment_ends_bitwise_equal(name, finished, tiny_base, tiny
     assert len(clock) == steps and min(clock) > 0, "each step's time once, however often the run was killed"
     assert start(recipe, tiny_base, tiny_data, out).wait() == 0, "a finished run that is started again"
     assert files(out) == files(finished[name])
+
+
+def test_stops_where_the_longest_step_and_a_save_would_no_longer_fit(tiny_base, tiny_data, tmp_path, monkeypatch):
+    """Batches of four steps, the first of each with its rollouts: 100 s, 110 s and then 200 s; 10 s the others, 20 s a
+    save. Step 9 would end at 490 s, after the job's 445 s, and a constant of 1 s would begin it."""
+
+    class Clock:
+        now = 1e6
+
+        def time(self):
+            return self.now
+
+        monotonic = time
+
+    clock, deadline, after, more = Clock(), 1e6 + 445, MethodTrainer.after_step, RolloutTrainer.save_more
+
+    def step(self, number):
+        after(self, number)
+        clock.now += {1: 100, 5: 110, 9: 200}.get(number, 10)
+
+    def save(self, directory):
+        more(self, directory)
+        clock.now += 20
+
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop.slurm, "deadline", lambda: deadline)
+    monkeypatch.setattr(MethodTrainer, "after_step", step)
+    monkeypatch.setattr(RolloutTrainer, "save_more", save)
+    given = REUSING.model_copy(update={"steps": 12, "checkpoints": 2})
+    with pytest.raises(Interrupted, match="saved after step 8 of 12: the job's time limit is near") as stopped:
+        train(given, tiny_base, tiny_data, tmp_path / "run", SETTINGS.model_copy(update={"stop_before_seconds": 1}))
+    assert stopped.value.requeue and clock.now < deadline
 
 
 @pytest.mark.slow

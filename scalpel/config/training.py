@@ -90,7 +90,7 @@ class TrainSettings(Strict):
     offload: bool = False  # zero2: optimizer states in the host's memory
     server: RolloutServer | None = None  # for methods that sample
     tracking: Tracking = "none"  # live curves; config.yaml's `tracking`, where that is given
-    stop_before_seconds: Positive = 600  # before the job's time limit: save, and be queued again
+    stop_before_seconds: Positive = 600  # before the job's time limit, or earlier: save, and be queued again
 
     @model_validator(mode="after")
     def _engine_for_ranks(self) -> Self:

@@ -46,6 +46,7 @@ from scalpel.methods.tracking import tracking_arguments
 from scalpel.weights import DTYPES, SAFETENSORS
 
 TIME_LIMIT = "the job's time limit is near"
+MARGIN = 1.25  # times the longest step and save seen: what must be left of a job's time for another step
 CLOCK = pa.schema({"step": pa.int64(), "seconds": pa.float64()})
 
 
@@ -90,17 +91,18 @@ class Saving(TrainerCallback):
         self.at = 0  # steps taken
         self.stop = ""  # why the run is to stop early
         self.stop_at = None  # time.time() after which the run is to stop, so that the job's time limit finds it saved
-        deadline = slurm.deadline() if self.ranks.first else None
-        if deadline:  # a short job uses half its time at least
+        self.deadline = slurm.deadline() if self.ranks.first else None
+        if self.deadline:  # a short job uses half its time at least, unless a step takes longer
             now = time.time()
-            self.stop_at = max(deadline - run.settings.stop_before_seconds, (now + deadline) / 2)
-        self.last = self.started = self.begun = time.monotonic()
+            self.stop_at = max(self.deadline - run.settings.stop_before_seconds, (now + self.deadline) / 2)
+        self.longest_step = self.longest_save = 0.0  # seconds, of this process: the first of a batch writes rollouts
+        self.last = self.started = self.begun = self.since = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.settings.engine == "fsdp" and self.ranks.count > 1 and not isinstance(model, FSDPModule):
             raise UserError("the model was not sharded over the ranks; give train_settings.engine zero2.")
         self.first = self.at = state.global_step
-        self.started = time.monotonic()
+        self.started = self.since = time.monotonic()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.begun = time.monotonic()
@@ -113,11 +115,20 @@ class Saving(TrainerCallback):
         self._measured(self.meter.stop())
         if self.ranks.first:
             self.clock.add([{"step": self.at, "seconds": round(time.monotonic() - self.begun, 4)}])
-        if self.stop_at and time.time() > self.stop_at:
+        self.longest_step = max(self.longest_step, time.monotonic() - self.since)
+        if self.late():
             self.stop = self.stop or TIME_LIMIT
         self.stop = max(self.ranks.everyone([self.stop]))  # a signal may reach some ranks a step earlier than others
         control.should_save = state.global_step in self.steps or bool(self.stop)
         control.should_training_stop = control.should_training_stop or bool(self.stop)
+        self.since = time.monotonic()
+
+    def late(self) -> bool:
+        """Whether the job's time limit is near, or might come before another step is taken and saved."""
+        if self.deadline is None or self.stop_at is None:
+            return False
+        needed = MARGIN * (self.longest_step + self.longest_save)
+        return time.time() > min(self.stop_at, self.deadline - needed)
 
     def _measured(self, spent: dict[str, int] | None) -> None:
         """Write down the FLOPs of a sampled step, of all ranks; those of servers are not seen."""
@@ -166,6 +177,8 @@ class Saving(TrainerCallback):
         complete = sorted(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"), key=lambda p: p.stat().st_mtime_ns)
         for old in complete[: -self.settings.keep_state]:
             shutil.rmtree(old.parent)
+        self.longest_save = max(self.longest_save, time.monotonic() - self.since)
+        self.since = time.monotonic()
 
     def _export(self, saved: Path, step: int) -> None:
         """Model-only copy under checkpoints/, complete and on the disk, or absent."""
