@@ -9,13 +9,17 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scalpel.config.load import load
+from scalpel.config.scale import StageResources
 from scalpel.config.site import Site
 from scalpel.cost.amount import Amount
 from scalpel.cost.estimate import Cost, Row, estimate
 from scalpel.errors import Passing
 from scalpel.launch import health
+from scalpel.launch.attempts import LAST, asked
+from scalpel.launch.slurm import Partition, partitions
 from scalpel.plan import Plan
 from scalpel.preflight import gpus, overlap, packages, slurm, supplies
 
@@ -240,7 +244,7 @@ def test_what_sbatch_is_asked(programs, tmp_path):
     site = Site(account="lab", partition="cpu", gpu_partition="gpu", qos="long", gpu_model="h100", constraint="nvlink")
     assert slurm.site_refusals(plan(tmp_path), site) == []
     asked = log.read_text().splitlines()
-    shapes = slurm.job_shapes(plan(tmp_path))
+    shapes = slurm.job_shapes(plan(tmp_path), site)
     assert len(asked) == len(set(asked)) == len(shapes)
     assert not any("fetch" in stages for stages in shapes.values())  # it runs here, not as a job
     assert all("--test-only" in line and "--account=lab" in line and "--qos=long" in line for line in asked)
@@ -266,6 +270,55 @@ def test_a_time_limit_above_the_partitions_is_found(programs, tmp_path):
     sentence = next(one for one in slurm.site_refusals(plan(tmp_path), Site(gpu_partition="gpu")) if "of train" in one)
     assert "`runtime`" in sentence and "720 min" in sentence
     assert slurm.site_refusals(plan(tmp_path), Site()) == []
+
+
+def test_a_job_that_is_tried_again_asks_for_no_more_than_there_is():
+    train = StageResources(mem_mb=800_000, runtime=1440, gpus=8)
+    kl = StageResources(mem_mb=64_000, runtime=240, gpus=1)
+    there = {"gpu": Partition("gpu", 24 * 3600.0, 100_000), "": Partition("cpu")}
+    gpu = Site(gpu_partition="gpu")
+
+    def of(given, stage, attempt, site=gpu, partitions=there):
+        found = asked(given, stage, attempt, site, partitions)
+        assert (found.gpus, found.threads) == (given.gpus, given.threads)
+        return found.runtime, found.mem_mb
+
+    assert [of(train, "train", n) for n in (1, 2, LAST)] == [(1440, 800_000)] * 3
+    assert [of(kl, "kl", n) for n in (1, 2, LAST)] == [(240, 64_000), (360, 96_000), (600, 100_000)]
+    assert of(kl, "kl", LAST, Site()) == of(kl, "kl", LAST, gpu, {}) == (600, 160_000)  # nothing is known
+    assert of(train, "train", LAST, gpu, {}) == (3600, 800_000)
+    assert of(kl, "kl", LAST, Site(gpu_partition="gpu", max_runtime=300, max_mem_mb=70_000)) == (300, 70_000)
+    assert of(kl, "kl", 1, Site(max_runtime=60), {}) == (60, 64_000)
+
+
+def test_the_profile_gives_as_many_attempts():
+    profile = yaml.safe_load((ROOT / "slurm" / "profile.v9+.yaml").read_text())
+    assert profile["retries"] + 1 == LAST
+
+
+def test_partitions_as_sinfo_tells_them(programs):
+    assert partitions() == {}
+    programs("sinfo", "echo 'cpu*|infinite|64000'; echo 'gpu|1-00:00:00|1000000'; echo 'gpu|1-00:00:00|2000000'")
+    cpu = Partition("cpu", None, 64_000)
+    assert partitions() == {"": cpu, "cpu": cpu, "gpu": Partition("gpu", 86400.0, 2_000_000)}
+
+
+def test_the_last_attempt_is_asked_about_too(programs, tmp_path):
+    """A quality of service that ends jobs after a day and a half takes the first attempt, and no longer ones."""
+    log = tmp_path / "asked"
+    programs(
+        "sbatch",
+        f'echo "$@" >> {log}; for word; do case "$word" in --time=*) time="${{word#*=}}";; esac; done\n'
+        '[ "$time" -le 2160 ] || { echo "Requested time limit is invalid (missing or exceeds some limit)"; exit 1; }',
+    )
+    p, site = plan(tmp_path), Site(gpu_model="h100")
+    assert slurm.site_refusals(p, site) == []
+    first = log.read_text().splitlines()
+    sentence = next(one for one in slurm.site_refusals(p, site, LAST) if "jobs of train" in one)
+    assert "3600 min) when they are tried for the last time" in sentence
+    assert "`max_runtime` and `max_mem_mb` of slurm/site.yaml" in sentence
+    assert not set(first) & set(log.read_text().splitlines()[len(first) :])
+    assert slurm.site_refusals(p, Site(gpu_model="h100", max_runtime=1440), LAST) == []
 
 
 # ---------------------------------------------------------------- the program

@@ -22,7 +22,9 @@ class Site(Strict):
     qos: str | None = None
     gpu_model: str | None = None  # as the cluster calls it in gres, h100; None: any
     constraint: str | None = None  # of jobs with GPUs
-    max_runtime: Positive | None = None  # minutes; a retried job asks for more time, up to this
+    max_runtime: Positive | None = (
+        None  # minutes; a retried job asks for more time (scalpel/launch/attempts.py), up to this
+    )
     max_mem_mb: Positive | None = None  # likewise
 
 

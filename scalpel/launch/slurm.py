@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from typing import cast
+from typing import NamedTuple, cast
 
 SECONDS = 30.0  # that a SLURM command may take
 
@@ -43,6 +43,28 @@ def deadline() -> float | None:
     left = ask("squeue", "--noheader", "--jobs", cast(str, job()), "--format", "%L") if job() else None
     seconds = seconds_of(left) if left else None
     return None if seconds is None else time.time() + seconds
+
+
+class Partition(NamedTuple):
+    """What SLURM says of a partition; None: no limit, or not known."""
+
+    name: str = ""
+    seconds: float | None = None  # its time limit
+    mem_mb: int | None = None  # of its largest node
+
+
+def partitions() -> dict[str, Partition]:
+    """By name; "" stands for the default one. Empty when SLURM is silent."""
+    found: dict[str, Partition] = {}
+    for line in (ask("sinfo", "--noheader", "--exact", "--format", "%P|%l|%m") or "").splitlines():
+        name, limit, memory, *_ = (*line.strip().split("|"), "", "")
+        bare, mem = name.rstrip("*"), int(memory) if memory.isdigit() else None
+        before = found.get(bare, Partition())
+        largest = max((m for m in (before.mem_mb, mem) if m), default=None)
+        found[bare] = Partition(bare, seconds_of(limit), largest)
+        if name.endswith("*"):
+            found[""] = found[bare]
+    return found
 
 
 def state(job_id: str) -> str | None:

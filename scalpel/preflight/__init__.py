@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from scalpel.artifact.files import ROOT
 from scalpel.config.site import Site
 from scalpel.cost.estimate import Cost
+from scalpel.launch.attempts import LAST
 from scalpel.plan import Plan
 from scalpel.preflight.finding import ERROR, OK, WARNING, Finding
 from scalpel.preflight.gpus import gpu_stages, gpus_of_this_node, layout
@@ -40,9 +41,10 @@ def findings(plan: Plan, cost: Cost | None, site: Site, slurm: bool | None) -> I
         for sentence in refusals:
             yield Finding("SLURM", ERROR, sentence)
         if not refusals:
-            yield Finding(
-                "SLURM", OK, f"sbatch --test-only takes all {len(job_shapes(plan))} kinds of job of the plan."
-            )
+            shapes = len(job_shapes(plan, site))
+            yield Finding("SLURM", OK, f"sbatch --test-only takes all {shapes} kinds of job of the plan.")
+            for sentence in site_refusals(plan, site, LAST):
+                yield Finding("SLURM", WARNING, sentence)
     elif on_gpus:
         why = "--no-slurm was given" if slurm is False else "sbatch is not on PATH; run this on the login node"
         yield Finding("SLURM", WARNING, f"Not asked whether SLURM takes the jobs: {why}.")

@@ -6,23 +6,28 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 from scalpel.config.scale import StageResources
 from scalpel.config.site import Site
-from scalpel.launch.slurm import ask, seconds_of
+from scalpel.launch.attempts import asked
+from scalpel.launch.slurm import Partition, ask, partitions
 from scalpel.plan import Plan
 from scalpel.stages import STAGES
 
 COMMAND_SECONDS = 30.0  # that sbatch may take
 
 
-def job_shapes(plan: Plan) -> dict[tuple[int, int, int, int, int], list[str]]:
-    """(threads, mem_mb, runtime, gpus, nodes) -> the stages of unfinished steps that ask for it; gpus of each node."""
+def job_shapes(
+    plan: Plan, site: Site, attempt: int = 1, there: Mapping[str, Partition] | None = None
+) -> dict[tuple[int, int, int, int, int], list[str]]:
+    """(threads, mem_mb, runtime, gpus, nodes) -> the stages of unfinished steps that ask for it at this attempt; gpus
+    of each node. there: SLURM's partitions, which bound what later attempts ask for."""
     shapes: dict[tuple[int, int, int, int, int], list[str]] = {}
     for stage in dict.fromkeys(
         step.stage for step in plan.missing() if not STAGES[step.stage].local
     ):  # local ones run here
-        held: StageResources = plan.resources_of_stage(stage)
+        held: StageResources = asked(plan.resources_of_stage(stage), stage, attempt, site, there or {})
         shape = (held.threads, held.mem_mb, held.runtime, held.gpus, plan.nodes_of_stage(stage))
         shapes.setdefault(shape, []).append(stage)
     return shapes
@@ -48,19 +53,24 @@ REFUSALS = [
 ]
 
 
-def site_refusals(plan: Plan, site: Site) -> list[str]:
+def site_refusals(plan: Plan, site: Site, attempt: int = 1) -> list[str]:
     """What SLURM would not take of the plan's unfinished jobs: one sentence each, with its own words; empty: all fine.
 
-    Nothing is submitted (sbatch --test-only). A time limit above the partition's is told, too: many clusters
-    accept such a job and never start it.
+    attempt: beyond the first one, of jobs that ask for more than at first and nothing else. Nothing is submitted
+    (sbatch --test-only). A time limit above the partition's is told, too: many clusters accept such a job and never
+    start it.
     """
     if not shutil.which("sbatch"):
         return ["sbatch is not on PATH; run this on a login node of the cluster."]
     refused: dict[tuple[str, str, str], list[str]] = {}
-    limits = partition_limits()
-    for (threads, mem_mb, runtime, count, nodes), stages in job_shapes(plan).items():
-        message = sbatch_complaint(site, threads, mem_mb, runtime, count, nodes)
-        name, limit = limits.get((site.gpu_partition if count else site.partition) or "", ("", None))
+    there = partitions()
+    before = job_shapes(plan, site) if attempt > 1 else {}
+    for shape, stages in job_shapes(plan, site, attempt, there).items():
+        if shape in before:
+            continue
+        threads, mem_mb, runtime, count, nodes = shape
+        message = sbatch_complaint(site, *shape)
+        name, limit, _ = there.get((site.gpu_partition if count else site.partition) or "", Partition())
         if message and re.search("node configuration is not available", message) and nodes_out(name):
             continue  # it would take the job and let it wait for those nodes; if not, sbatch says so
         if message:
@@ -71,13 +81,17 @@ def site_refusals(plan: Plan, site: Site) -> list[str]:
         else:
             continue
         many = f"{nodes} nodes of " if nodes > 1 else ""
-        asked = f" ({many}{count} GPUs, {threads} CPUs, {mem_mb} MB, {runtime} min)" if SCALE in what else ""
-        refused.setdefault((what, message, asked), []).extend(stages)
+        shown = f" ({many}{count} GPUs, {threads} CPUs, {mem_mb} MB, {runtime} min)"
+        if attempt > 1:
+            what, shown = f"`max_runtime` and `max_mem_mb` {SITE}", f"{shown} when they are tried for the last time"
+        elif SCALE not in what:
+            shown = ""
+        refused.setdefault((what, message, shown), []).extend(stages)
     given = ", ".join(f"{field} {value}" for field, value in site.model_dump().items() if value) or "nothing"
     return [
-        f"SLURM does not take the jobs of {', '.join(stages)}{asked}; look at {what}. It says: {message}. "
+        f"SLURM does not take the jobs of {', '.join(stages)}{shown}; look at {what}. It says: {message}. "
         f"(slurm/site.yaml sets {given}.)"
-        for (what, message, asked), stages in refused.items()
+        for (what, message, shown), stages in refused.items()
     ]
 
 
@@ -115,15 +129,3 @@ def nodes_out(partition: str) -> bool:
     """Whether nodes of the partition are down or drained: --test-only does not count them as there."""
     where = ["--partition", partition] if partition else []
     return bool(ask("sinfo", "--noheader", *where, "--states", "down,drain,maint,fail", "--format", "%N"))
-
-
-def partition_limits() -> dict[str, tuple[str, float | None]]:
-    """Partition -> (its name, its time limit in seconds); "" stands for the default one. Empty when SLURM is silent."""
-    limits = {}
-    for line in (ask("sinfo", "--noheader", "--format", "%P|%l") or "").splitlines():
-        name, _, limit = line.strip().partition("|")
-        entry = (name.rstrip("*"), seconds_of(limit))
-        limits[entry[0]] = entry
-        if name.endswith("*"):
-            limits[""] = entry
-    return limits

@@ -1,7 +1,12 @@
 # What all rules share: the command line of a program, and the resources the scale gives a stage.
+import functools
 import shlex
 
+from scalpel.launch.attempts import asked
 from scalpel.launch.retries import keep_status
+from scalpel.launch.slurm import partitions
+
+partitions_once = functools.cache(partitions)
 
 
 def command(rule, program=None, argument=None, label="{wildcards.name}"):
@@ -23,15 +28,18 @@ def command(rule, program=None, argument=None, label="{wildcards.name}"):
 
 
 def resources(stage):
-    """A stage's resources, of each node; time and memory grow by half with every attempt, up to the site's limits."""
+    """A stage's resources, of each node; a job that is tried again asks for more, within bounds."""
     given, nodes = plan.resources_of_stage(stage), plan.nodes_of_stage(stage)
 
-    def growing(amount, most):
-        return lambda wildcards, attempt: min(round(amount * (1 + (attempt - 1) / 2)), most or amount * 99)
+    def growing(name):
+        # SLURM is asked for its partitions when a job is tried again, not before.
+        return lambda wildcards, attempt: getattr(
+            asked(given, stage, attempt, site, partitions_once() if attempt > 1 else {}), name
+        )
 
     wanted = dict(
-        mem_mb=growing(given.mem_mb, site.max_mem_mb),
-        runtime=growing(given.runtime, site.max_runtime),
+        mem_mb=growing("mem_mb"),
+        runtime=growing("runtime"),
         slurm_account=site.account,
         slurm_partition=site.gpu_partition if given.gpus else site.partition,
         qos=site.qos,
