@@ -7,6 +7,7 @@ import pytest
 
 from scalpel.errors import UserError
 from scalpel.exhibits.paper_table import ours
+from scalpel.methods import METHODS
 from scalpel.plan.feasible import refuse_what_cannot_run
 from tests import synthetic
 from tests.test_exhibits import draw, shown, table
@@ -14,6 +15,7 @@ from tests.test_report import build
 
 STUDY = "sft_then_rl"
 TABLES = {f"table_{number}": number for number in (1, 2, 3, 5)}
+SCALES = ("laptop", "workstation", "gpu", "cluster")
 ARMS = {"all", "first_and_last", "first"}
 
 
@@ -26,12 +28,38 @@ def made(tmp_path_factory):
     return plan, root
 
 
-@pytest.mark.parametrize("scale", ["laptop", "gpu"])
+@pytest.mark.parametrize("scale", SCALES)
 def test_the_study_plans(scale, tmp_path):
     plan = synthetic.plan_of(tmp_path, {"studies": [STUDY], "scale": scale})
+    refuse_what_cannot_run(plan)
     assert {*TABLES, "table_6", "bugs", "bug_courses", "bug_reward", "dynamics", "flops", "score_flops"} <= {
         name for _, name in plan.drawings
     }
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", [STUDY, f"{STUDY}_other_model"])
+def test_methods_that_write_ask_the_same_questions_alike_at_every_scale(study, scale, tmp_path):
+    runs = synthetic.plan_of(tmp_path, {"studies": [study], "scale": scale}).config.studies[study].runs
+    writing = {name: run.recipe for name, run in runs.items() if METHODS[run.recipe.method].samples}
+    short = writing.pop("sft_then_rl_short", None)
+    assert len(writing) == (14 if study == STUDY else 6)
+    asked = ("questions_per_step", "steps", "updates", "generations", "max_completion_tokens", "dtype", "inference")
+    (found,) = {tuple(getattr(recipe, field) for field in asked) for recipe in writing.values()}
+    if short:
+        assert 10 * short.steps == found[1], "a tenth of the steps"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_other_base_model_is_another_one(scale, tmp_path):
+    studies = [STUDY, f"{STUDY}_other_model"]
+    plan = synthetic.plan_of(tmp_path, {"studies": studies, "scale": scale})
+    refuse_what_cannot_run(plan)
+    one, other = (
+        {entry.step.inputs["base"].digest for entry in plan.entries[study] if entry.stage == "train"}
+        for study in studies
+    )
+    assert len(one) == len(other) == 1 and one != other
 
 
 def test_the_cluster_asks_the_paper_s_benchmarks_and_gives_each_method_an_engine_it_can_use(tmp_path):
