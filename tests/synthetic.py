@@ -39,6 +39,18 @@ DROPS = (
 CHECKPOINTS = 8  # of each run
 # But for runs of which the study says how many.
 COUNTS = dict.fromkeys(("sft_own_all", "sft_teacher", "sft_own", "sft_oracle"), 10)
+LOGGED = {  # method -> what it logs beside the others
+    "relift": ("buffer_size", "hard_rate"),
+    "mifo": ("buffer_size", "hard_rate", "frozen_share"),
+    "srft": ("sft_weight", "rl_weight"),
+    "prefix_rft": ("prefix_share", "hybrid_accuracy"),
+    "hpt": ("gate_rate",),
+    "superrl": ("gate_rate",),
+    "chord": ("mu", "token_weight"),
+    "uft": ("hint_probability", "hint_share"),
+    "sasr": ("sft_chance",),
+    "red": ("entropy_weight", "accuracy_weight"),
+}
 CONFIG = {"hidden_size": 96, "intermediate_size": 258, "num_hidden_layers": 4, "num_attention_heads": 3,
           "num_key_value_heads": 3, "vocab_size": 576, "tie_word_embeddings": False, "model_type": "olmo2"}  # fmt: skip
 PROBES = [
@@ -121,6 +133,7 @@ def made_up(stage: str, run: str, seed: int, recipe: dict) -> Content:
         if recipe["method"] != "sft":
             more = {"accuracy_reward": 0.4 + log["step"] / 200, "completion_length": 40.0 + log["step"]}
             log = log.assign(**{name: column for name, column in more.items() if name not in log})
+            log = logged(recipe["method"], log, np.random.default_rng(seed))
         steps = checkpoint_steps(run)
         made = {"log.parquet": log, "checkpoints.json": checkpoints_json(steps)}
         made |= {f"checkpoints/{step}/model.safetensors": f"weights of {run} after {step}" for step in steps}
@@ -162,6 +175,14 @@ def _sequences(steps: int, samples: bool, rng) -> Content:
         lengths = {"prompt_tokens": 30, "completion_length": rng.integers(20, 60, len(four)), "prefix_length": 0}
         made["rollouts.parquet"] = four.assign(origin="own", advantage=0.1, **lengths)
     return made
+
+
+def logged(method: str, log: pd.DataFrame, rng) -> pd.DataFrame:
+    """The columns that a method logs of its own; MIFO's only at steps with an SFT update."""
+    some = np.where(log["step"] % 10 == 0, 0.5, np.nan) if method == "mifo" else None
+    made = {name: rng.random(len(log)) if name != "frozen_share" else some for name in LOGGED.get(method, ())}
+    shared = {"expert_share": rng.random(len(log))} if method in LOGGED or method == "luffy" else {}
+    return log.assign(**shared, **made)
 
 
 def _log(run: str, rng) -> pd.DataFrame:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from scalpel.config.load import nearest
+from scalpel.errors import UserError
 from scalpel.exhibits.options import ExhibitOptions
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ SIZES = ("questions", "tokens")  # columns of the log that tell how large a step
 
 class Options(ExhibitOptions):
     columns: Annotated[dict[str, str], Field(min_length=1)]  # column of log.parquet -> what its axis says
+    each_its_own: bool = False  # a panel shows the runs whose log has its column; false: every run must have them all
     limits: tuple[float, float] | None = None  # of the value axis; None: from the values, and from 0 if none is below
 
 
@@ -38,8 +41,10 @@ def table(results: Results, options: Options) -> pd.DataFrame:
     curve a gap. Partial steps have none either."""
     import numpy as np
 
-    log = results.placed(results.log(list(options.columns)), options.x).assign(partial=partial(results.log()))
+    log = results.placed(_log(results, options), options.x).assign(partial=partial(results.log()))
     rows = log.melt(["run", "seed", "step", "x", "partial"], list(options.columns), "column", "value")
+    if options.each_its_own:
+        rows = rows[rows.groupby(["run", "column"])["value"].transform("count") > 0].reset_index(drop=True)
     whole = rows.assign(value=rows["value"].mask(rows["partial"]))
     series = whole.groupby(["run", "seed", "column"], sort=False)["value"]
     if not options.log_y:
@@ -66,6 +71,22 @@ def partial(log: pd.DataFrame) -> pd.Series:
         if size is not None and len(size) > 2:
             found[steps.index[-1]] = size.iloc[-1] < size.iloc[:-1].min()
     return found
+
+
+def _log(results: Results, options: Options) -> pd.DataFrame:
+    """The columns as numbers; nan where a run has none, or where a step logged none."""
+    columns = list(options.columns)
+    if not options.each_its_own:
+        log = results.log(columns)
+    else:
+        log = results.log()
+        for column in columns:
+            if column not in log:
+                raise UserError(
+                    f"training_curves: no training log of {', '.join(results.runs)} has a column {column!r}"
+                    f"{nearest(column, log.columns)}."
+                )
+    return log.astype(dict.fromkeys(columns, float))
 
 
 def smoothed(values: Iterable[float], weight: float) -> list[float]:
