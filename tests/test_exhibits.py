@@ -355,30 +355,73 @@ def test_seeds_of_unlike_many_checkpoints_are_paired_by_step(three_seeds):
 
 
 @pytest.mark.parametrize("made", ["one_seed", "three_seeds"])
-def test_equal_budgets_take_the_last_checkpoint_within_the_least_expense(made, request):
+@pytest.mark.parametrize("of", [[], ["sft_1ep", "sft_own_all"]])
+def test_equal_budgets_take_the_last_checkpoint_within_what_named_runs_spent(made, of, request):
     """Against a loop over checkpoints, and plain means; intervals hold the value and are wider than nothing."""
     made = request.getfixturevalue(made)
-    kind, results, options = shown(made, "equal_budget")
+    gain = ["math_500", "gsm8k", "aime24"]
+    kind, results, options = shown(made, "equal_budget", of=of, gain=gain)
     frame = kind.module.table(results, options)
     placed = {axis_name: results.placed(results.scores(), axis_name) for axis_name in ("questions", "flops")}
     runs = [run for run in results.runs if run != "base"]
-    assert frame["run"].tolist() == 2 * runs
-    for budget, part in zip(placed.values(), (frame[: len(runs)], frame[len(runs) :]), strict=True):
-        ends = [budget[budget["run"] == run]["x"] for run in runs]
-        limit = max(min(x.max() for x in ends), max(x.min() for x in ends))
+    named, none, early = of or runs[:1], 0, 0
+    assert frame["run"].tolist() == 2 * len(named) * runs and frame["whose"].drop_duplicates().tolist() == named
+    for number, (budget, whose) in enumerate((budget, whose) for budget in placed.values() for whose in named):
+        limit = budget[budget["run"] == whose]["x"].max()
         most = budget[budget["run"] == "grpo"].groupby("checkpoint")["task"].nunique().max()
-        for row in part.to_dict("records"):
+        for row in frame[number * len(runs) : (number + 1) * len(runs)].to_dict("records"):
+            assert row["whose"] == whose
             mine = budget[budget["run"] == row["run"]]
-            complete = [n for n, of in mine.groupby("checkpoint") if of["task"].nunique() == most]
+            complete = [n for n, of_it in mine.groupby("checkpoint") if of_it["task"].nunique() == most]
             within = [n for n in complete if mine[mine["checkpoint"] == n]["x"].iloc[0] <= limit]
-            here = mine[mine["checkpoint"] == within[-1]].groupby("task")["value"].mean()
+            if not within:
+                assert "none within it: its first took " in row["step"] and not row["gain"] and not row["kept − first"]
+                none += 1
+                continue
+            at = mine[mine["checkpoint"] == within[-1]]
+            early += at["x"].iloc[0] == mine["x"].max() < limit
+            here = at.groupby("task")["value"].mean()
             base = budget[budget["run"] == "base"].groupby("task")["value"].mean()
-            for name, tasks in (("gain", ["math_500"]), ("kept", ["mmlu", "mmlu_pro", "ifeval_prompt"])):
+            for name, tasks in (("gain", ["math_500", "gsm8k"]), ("kept", ["mmlu", "mmlu_pro", "ifeval_prompt"])):
                 value, low, high = map(float, re.findall(r"[+-]\d+\.\d", row[name]))
                 assert value == pytest.approx(100 * (here[tasks] - base[tasks]).mean(), abs=0.051)
                 assert low < value < high
-            assert (row["gain − first"] == "") == (row["run"] == runs[0])
+            assert (row["gain − whose"] == "") == (row["run"] == whose)
+            assert of or (row["gain − first"] == "") == (row["run"] == runs[0])
+    assert early, "who ended earlier stands at its end"
+    assert bool(none) == bool(of), "GRPO's first checkpoint takes more than the cheapest SFT in all"
     assert len(set(frame["step"])) > 2
+
+
+def test_equal_budgets_of_runs_that_spent_as_much_are_one(one_seed):
+    frame = table(one_seed, "equal_budget", of=["grpo", "sft_matched"], budgets=["questions", "steps"])
+    assert set(frame["whose"]) == {"grpo and sft_matched"} and len(set(frame["budget"])) == 2
+    assert {row["whose"] for row in named(one_seed, frame)} == {"GRPO and SFT, GRPO's questions"}
+
+
+def named(made, frame: pd.DataFrame) -> list[dict]:
+    """Rows as the page has them."""
+    label = Style(made[0].drawings[STUDY, "equal_budget"].recipe["looks"], (), ExhibitOptions()).label
+    path = made[1] / "equal.csv"
+    path.write_bytes(_csv(frame, {"digest": "x"}))
+    found = of_csv(path, label)
+    return [dict(zip((column.name for column in found.columns), row, strict=True)) for row in found.rows]
+
+
+def test_a_budget_that_cannot_be_counted_says_why(one_seed):
+    kind, results, options = shown(one_seed, "equal_budget", of=["sft_1ep", "grpo"], budgets=["seconds"])
+    without = results.only(lambda result: True)
+    log = next(r.step for r in results.of("train") if r.run == "sft_1ep") / "provenance.json"
+    content = log.read_text()
+    log.write_text("{}")
+    try:
+        frame = kind.module.table(without, options)
+    finally:
+        log.write_text(content)
+    own = frame[frame["whose"] == "sft_1ep"]
+    assert len(own) == 1 and "has no step_seconds" in own["step"].iloc[0]
+    there = frame[(frame["whose"] == "grpo") & (frame["run"] == "sft_1ep")]
+    assert "has no step_seconds" in there["step"].iloc[0]
 
 
 def test_equal_budgets_need_the_base_model_and_a_task_asked(one_seed):
@@ -386,8 +429,13 @@ def test_equal_budgets_need_the_base_model_and_a_task_asked(one_seed):
     with pytest.raises(UserError, match="base model"):
         kind.module.table(results, options)
     kind, results, options = shown(one_seed, "equal_budget", gain=["aime24"])
-    with pytest.raises(UserError, match="none of the tasks asked, which are math_500, gsm8k"):
+    with pytest.raises(UserError, match="`gain` names none of the tasks asked, which are math_500, gsm8k"):
         kind.module.table(results, options)
+    with pytest.raises(UserError, match="of: 'gpro' is none of the runs shown; did you mean 'grpo'"):
+        shown(one_seed, "equal_budget", runs=["base", "grpo"], of=["gpro"])
+    kind, results, _ = shown(one_seed, "equal_budget", runs=["base", "grpo"])
+    with pytest.raises(UserError, match="of: 'absent' is none of the runs shown, which are grpo"):
+        kind.module.table(results, kind.options({"of": ["absent"]}, "equal_budget"))
 
 
 def test_nobody_s_score_is_certain():
@@ -835,10 +883,8 @@ def test_wall_time_of_steps_comes_from_the_clock_of_the_run(chain, one_seed, tmp
     with pytest.raises(UserError, match=r"run 'made' cannot be shown over seconds .*provenance\.json has no step_sec"):
         table(chain, "kl", "s", x="seconds", runs=["made"])
     equal = table(one_seed, "equal_budget", budgets=["seconds"], runs=["base", "grpo", "sft_1ep"])
-    assert set(equal["budget"]) == {f"{sum(0.5 + step % 3 for step in range(1, 36)):.3g} seconds"}
-    assert equal["step"].astype(int).tolist() == [25, 35], (
-        "of a hundred steps no other of GRPO's 8 checkpoints is before"
-    )
+    assert set(equal["budget"]) == {f"{sum(0.5 + step % 3 for step in range(1, 101)):,.0f} seconds"}
+    assert equal["step"].astype(int).tolist() == [100, 35]
 
 
 def test_steps_count_the_chain_and_need_no_log(chain):

@@ -204,22 +204,29 @@ def test_what_the_control_keeps_is_said_with_its_interval():
 
 
 def test_who_wins_at_equal_budgets_is_counted():
-    columns = ["budget", "run", "step", "spent", "gain", "kept", "gain − first", "kept − first"]
+    columns = ["budget", "whose", "run", "step", "gain", "kept", "gain − first", "kept − first", "gain − whose"]
     rows = [
-        ("8 asked", "A", "1", "8", "+1.0 [-1.0, +3.0]", "-2.0 [-3.0, -1.0]", "", ""),
-        ("8 asked", "B", "1", "8", "+9.0 [+8.0, +9.9]", "-9.0 [-9.9, -8.0]", "+8.0 [+5.0, +9.0]", "-7.0 [-9.0, -5.0]"),
-        ("8 asked", "C", "1", "8", "+2.0 [-5.0, +9.0]", "-1.0 [-9.0, +8.0]", "+1.0 [-5.0, +7.0]", "+1.0 [-5.0, +9.0]"),
-        ("8 asked", "D", "no log", "", "", "", "", ""),
-        ("2 FLOPs", "A", "1", "2", "+3.0", "-2.0", "", ""),
-        ("2 FLOPs", "C", "1", "2", "-1.0", "-1.0", "-4.0", "+1.0"),
-        ("5 seconds", "A", "1", "5", "+3.0", "-2.0", "", ""),
+        ("8 asked", "C", "A", "1", "+1.0 [-1.0, +3.0]", "-2.0 [-3.0, -1.0]", "–", "–", "-1.0"),
+        ("8 asked", "C", "B", "1", "+9.0 [+8.0, +9.9]", "-9.0 [-9.9, -8.0]", "+8.0 [+5.0, +9.0]", "-7.0 [-9.0, -5.0]",
+         "+7.0 [+1.0, +9.0]"),
+        ("8 asked", "C", "C", "1", "+2.0 [-5.0, +9.0]", "-1.0 [-9.0, +8.0]", "+1.0 [-5.0, +7.0]", "+1.0 [-5.0, +9.0]",
+         "–"),
+        ("8 asked", "C", "D", "no log", "–", "–", "–", "–", "–"),
+        ("2 FLOPs", "A and C", "A", "1", "+3.0", "-2.0", "–", "–", "–"),
+        ("2 FLOPs", "A and C", "C", "1", "-1.0", "-1.0", "-4.0", "+1.0", "-4.0"),
+        ("4 FLOPs", "B", "A", "none within it: its first took 9", "–", "–", "–", "–", "–"),
+        ("4 FLOPs", "B", "B", "1", "-1.0", "-1.0", "–", "–", "–"),
+        ("4 FLOPs", "B", "C", "1", "+5.0", "-1.0", "–", "–", "+6.0"),
+        ("5 seconds", "A", "A", "1", "+3.0", "-2.0", "–", "–", "–"),
+        ("seconds", "D", "D", "no clock", "–", "–", "–", "–", "–"),
     ]  # fmt: skip
     said = answer.at_equal_budgets(tables.Table([tables.Column(name) for name in columns], rows))
     assert [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in said] == [
-        "Within 8 asked, of 2 others 1 gain more than A and 0 less, 0 keep more and 1 less (intervals without 0); "
-        "B gains most, +9.0 [+8.0, +9.9].",
-        "Within 2 FLOPs, of 1 others 0 gain more than A and 0 less, 0 keep more and 0 less (intervals without 0); "
-        "A gains most, +3.0.",
+        "Within 8 asked, what C spent in all, B gains most, +9.0 [+8.0, +9.9] points (+7.0 [+1.0, +9.0] more than C); "
+        "of 2 others 1 gain more than A and 0 less, 0 keep more and 1 less (intervals without 0).",
+        "Within 2 FLOPs, what A and C spent in all, A gains most, +3.0 points; of 1 others 0 gain more than A and 0 "
+        "less, 0 keep more and 0 less (intervals without 0). Within 4 FLOPs, what B spent in all, C gains most, +5.0 "
+        "points (+6.0 more than B); A has no checkpoint to compare (none within it: its first took 9).",
     ]
 
 

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 
 from scalpel.errors import UserError
+from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.paper_table import ours
+from scalpel.exhibits.render import render
+from scalpel.exhibits.style import Style
 from scalpel.methods import METHODS
 from scalpel.plan.feasible import refuse_what_cannot_run
+from scalpel.report import answer
+from scalpel.report.tables import of_csv
 from tests import synthetic
+from tests.synthetic import LOGGED
 from tests.test_exhibits import draw, shown, table
 from tests.test_report import build
 
@@ -241,6 +247,54 @@ def test_flops_of_every_run_by_three_accountings(made):
     assert len(figure.axes) == 2 and len(figure.axes[0].patches) == 3 * len(here)
     columns = table(made, "table_6", STUDY).columns
     assert {"printed", "by the paper's accounting", "counted", "measured"} <= set(columns)
+
+
+def test_the_short_run_stands_beside_methods_that_spent_more(made):
+    files = render_files(made, "equal_budget")
+    frame = table(made, "equal_budget", STUDY)
+    runs = made[0].drawings[STUDY, "equal_budget"].recipe["options"]["runs"]
+    assert set(frame["run"]) == {*runs} - {"base"}
+    of_luffy = frame[frame["budget"].str.endswith("FLOPs") & (frame["whose"] == "luffy")].set_index("run")
+    short = of_luffy.loc["sft_then_rl_short"]
+    assert float(short["spent"]) < float(of_luffy.loc["luffy", "spent"]) and short["gain − whose"][0] in "+-"
+    of_short = frame[frame["budget"].str.endswith("FLOPs") & (frame["whose"] == "sft_then_rl_short")].set_index("run")
+    assert float(of_short.loc["luffy", "spent"]) <= float(short["spent"]) < float(of_luffy.loc["luffy", "spent"])
+    assert "none within it" in frame[frame["budget"].str.endswith("questions")].iloc[0]["step"], "SFT asks as many"
+    label = Style(made[0].drawings[STUDY, "equal_budget"].recipe["looks"], (), ExhibitOptions()).label
+    said = answer.at_equal_budgets(of_csv(files[0], label))
+    assert len(said) == 3
+    for unit, text in zip(("questions", "FLOPs", "seconds"), said, strict=True):
+        assert f" {unit}, what LUFFY" in text and f" {unit}, what SFT, then short GRPO spent in all, " in text
+    assert "SFT, then GRPO has no checkpoint to compare (none within it: its first took 360)" in said[0]
+
+
+def render_files(made, name: str):
+    plan, root = made
+    plan.record()
+    render(root / plan.drawings[STUDY, name].recipe_path)
+    return [root / file for file in plan.drawings[STUDY, name].files]
+
+
+def test_what_further_methods_go_by_is_drawn_each_in_panels_of_its_own(made):
+    frame = table(made, "steering", STUDY)
+    shown_in = frame.groupby("column")["run"].unique().map(list).to_dict()
+    assert shown_in == {column: [method] for method in ("chord", "uft", "sasr", "red") for column in LOGGED[method]} | {
+        "frozen_share": ["mifo"]
+    }
+    frozen = frame[frame["column"] == "frozen_share"]
+    assert frozen["value"].count() == 4 and frozen["smoothed"].iloc[-1] == 0.5
+    figure = draw(made, "steering", STUDY)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 8 and all(axes.lines for axes in panels)
+    with pytest.raises(UserError, match=r"no training log of chord, .* has a column 'muu'; did you mean 'mu'"):
+        table(made, "steering", STUDY, columns={"muu": "x"})
+    with pytest.raises(UserError, match="the training log of run 'chord' has no column"):
+        table(made, "steering", STUDY, each_its_own=False)
+
+
+@pytest.mark.parametrize("name", ["expert_share", "buffers", "gates", "entropy_weights", "prefixes"])
+def test_what_methods_are_told_apart_by_is_drawn(name, made):
+    assert len(draw(made, name, STUDY).axes) == len(made[0].drawings[STUDY, name].recipe["options"]["columns"])
 
 
 def test_score_against_flops_has_every_evaluated_checkpoint(made):

@@ -1,19 +1,20 @@
-"""Who wins at equal expense: every run at its last checkpoint within a budget that all of them have one in.
+"""Who wins at equal expense: every run at its last checkpoint within what named runs spent in all.
 
-The budget is what the cheapest run spent in all, or more where another's first checkpoint takes more (a run that starts
-from another's end); a run that ended earlier is shown at its end, with what it spent.
+Each budget is a block of the table. A run that has no checkpoint within it is said to have none, and one that ended
+earlier stands at its end, with what it spent beside it. Nothing is interpolated between checkpoints.
 
-Differences from the base model, and from the first run shown, are taken question by question, with 95% intervals over
-questions and, where a run has several, seeds (scalpel/claims/estimate.py).
+Differences from the base model, from the first run shown, and from the run whose budget it is, are means over tasks,
+taken question by question, with 95% intervals over questions and, where a run has several, seeds
+(scalpel/claims/estimate.py).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from scalpel.config.types import BASE, Name
+from scalpel.config.types import BASE, Name, Reference
 from scalpel.exhibits.options import ExhibitOptions
 
 if TYPE_CHECKING:
@@ -24,61 +25,105 @@ if TYPE_CHECKING:
 READS = ("train", "given", "evaluate")
 CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py", "exhibits/rivals.py")
 UNITS = {"questions": "questions", "flops": "FLOPs", "tokens": "tokens", "steps": "steps", "seconds": "seconds"}
+WITHIN = 1 + 1e-9  # of a budget: sums of the same numbers in another order
 
 
 class Options(ExhibitOptions):
-    gain: Annotated[tuple[Name, ...], Field(min_length=1)] = ("math_500",)  # tasks whose scores are to rise
-    kept: tuple[Name, ...] = ("gpqa_diamond", "mmlu", "mmlu_pro", "ifeval_prompt")  # tasks whose scores are to stay
+    # Tasks whose scores are to rise, and tasks whose scores are to stay: means over those of them that are asked.
+    gain: Annotated[tuple[Name, ...], Field(min_length=1)] = ("math_500",)
+    kept: tuple[Name, ...] = ("gpqa_diamond", "mmlu", "mmlu_pro", "ifeval_prompt")
     budgets: Annotated[tuple[Literal["questions", "flops", "seconds", "tokens", "steps"], ...], Field(min_length=1)] = (
         "questions",
         "flops",
     )
+    of: tuple[Reference, ...] = ()  # runs: the budgets are what each of them spent in all; empty: the first run shown
+
+    @model_validator(mode="after")
+    def _shown(self) -> Options:
+        from scalpel.config.load import nearest
+
+        for run in self.of if self.runs else ():
+            if run == BASE or run not in self.runs:
+                others = [name for name in self.runs if name != BASE]
+                raise ValueError(f"of: {run!r} is none of the runs shown{nearest(run, others)}")
+        return self
 
 
 def table(results: Results, options: Options) -> pd.DataFrame:
-    """A row per budget and run. Columns budget, run, step, spent (at that checkpoint), gain and kept (points from the
-    base model with intervals), and the same minus the first run's."""
+    """A row per budget and run. Columns budget, whose (budget it is), run, step, spent (at that checkpoint), gain and
+    kept (points from the base model with intervals), and the same minus that of the first run and of the run whose
+    budget it is. Where there is no checkpoint, `step` says why, and the others are empty."""
     import pandas as pd
 
     from scalpel.claims.evidence import by_checkpoint
     from scalpel.errors import UserError
 
     scores = results.scores()
-    asked = dict.fromkeys(scores[scores["run"] == BASE]["task"])
-    tasks = [[task for task in of if task in asked] for of in (options.gain, options.kept)]
-    if asked and not all(tasks):
-        raise UserError(
-            f"equal_budget: `gain` or `kept` names none of the tasks asked, which are {', '.join(asked)}; name some."
-        )
-    found = by_checkpoint(results, [task for of in tasks for task in of])
-    if not asked or len(found) < 2:
+    tasks = asked(scores, "equal_budget", gain=options.gain, kept=options.kept)
+    found = by_checkpoint(results, [task for of in tasks.values() for task in of])
+    if BASE not in found or len(found) < 2:
         raise UserError("equal_budget: it compares runs with the base model; leave `runs` empty or name some and base.")
     (base,) = found.pop(BASE).values()
+    runs = [run for run in results.runs if run in found]
+    named = options.of or (runs[0],)
+    absent = [run for run in named if run not in runs]
+    if absent:
+        raise UserError(f"equal_budget: of: {absent[0]!r} is none of the runs shown, which are {', '.join(runs)}.")
     rows = []
     for budget in options.budgets:
-        spent, why = _spent(results, scores, [run for run in results.runs if run in found], budget)
-        ends = [max(of_run[number][0] for number in found[run]) for run, of_run in spent.items()]
-        begins = [min(of_run[number][0] for number in found[run]) for run, of_run in spent.items()]
-        limit = max(min(ends), max(begins)) if spent else 0.0
-        within = {
-            run: [number for number in found[run] if of_run[number][0] <= limit * (1 + 1e-9)]
-            for run, of_run in spent.items()
-        }
-        first: Any = next(iter(spent), None)
-        for run in [run for run in results.runs if run in found]:
-            row = {"budget": f"{_short(limit)} {UNITS[budget]}", "run": run}
-            if run in why:
-                rows.append(row | {"step": why[run]})
-                continue
-            number = within[run][-1]
-            x, step = spent[run][number]
-            row |= {"step": str(step), "spent": _short(x)}
-            for name, of in zip(("gain", "kept"), tasks, strict=True):
-                row[name] = difference(found[run][number], base, of)
-                if run != first:
-                    row[f"{name} − first"] = difference(found[run][number], found[first][within[first][-1]], of)
-            rows.append(row)
+        spent, why = _spent(results, scores, runs, budget)
+        for limit, whose in _limits({run: spent[run] for run in named if run in spent}).items():
+            at = {run: _last_within(spent[run], found[run], limit) for run in spent}
+            for run in runs:
+                row = {"budget": f"{_short(limit)} {UNITS[budget]}", "whose": " and ".join(whose), "run": run}
+                number = at.get(run)
+                if number is None:
+                    least = min(spent[run][n][0] for n in found[run]) if run in spent else 0.0
+                    rows.append(row | {"step": why.get(run, f"none within it: its first took {_short(least)}")})
+                    continue
+                x, step = spent[run][number]
+                row |= {"step": str(step), "spent": _short(x)}
+                others = {"first": runs[0], "whose": whose[0]}
+                for name, of in tasks.items():
+                    row[name] = difference(found[run][number], base, of)
+                    for word, other in others.items():
+                        there = at.get(other)
+                        row[f"{name} − {word}"] = (
+                            difference(found[run][number], found[other][there], of)
+                            if run != other and there is not None
+                            else ""
+                        )
+                rows.append(row)
+        for run in named:
+            if run not in spent:
+                rows.append({"budget": UNITS[budget], "whose": run, "run": run, "step": why[run]})
     return pd.DataFrame(rows).fillna("")
+
+
+def asked(scores: pd.DataFrame, kind: str, **wanted: tuple[str, ...]) -> dict[str, list[str]]:
+    """Of each of `wanted`, the tasks that the base model was asked; UserError where there is none."""
+    from scalpel.errors import UserError
+
+    there = dict.fromkeys(scores[scores["run"] == BASE]["task"])
+    found = {name: [task for task in tasks if task in there] for name, tasks in wanted.items()}
+    for name, tasks in found.items():
+        if there and not tasks:
+            raise UserError(f"{kind}: `{name}` names none of the tasks asked, which are {', '.join(there)}; name some.")
+    return found
+
+
+def _limits(spent: dict[str, dict[int, tuple]]) -> dict[float, list[str]]:
+    """What each run spent in all, and which runs spent just that."""
+    found: dict[float, list[str]] = {}
+    for run, of_run in spent.items():
+        end = max(x for x, _ in of_run.values())
+        same = next((limit for limit in found if limit / WITHIN <= end <= limit * WITHIN), end)
+        found.setdefault(same, []).append(run)
+    return found
+
+
+def _last_within(spent: dict[int, tuple], scored: dict[int, Any], limit: float) -> int | None:
+    return max((number for number in scored if spent[number][0] <= limit * WITHIN), default=None)
 
 
 def _short(amount: float) -> str:

@@ -14,6 +14,7 @@ from scalpel.config.types import BASE
 from scalpel.exhibits.results import task_name
 from scalpel.report.tables import Table
 
+SIDES = ("gain", "kept")
 SHOWN = 3  # runs, where the study names none
 
 
@@ -46,23 +47,37 @@ def answer(
 
 
 def at_equal_budgets(table: Table) -> list[str]:
-    """Of each budget: how many runs gain and keep more, or less, than the first one beyond their 95% intervals, and who
-    gains most. The table is that of scalpel/exhibits/equal_budget.py."""
-    rows = [dict(zip((column.name for column in table.columns), row, strict=True)) for row in table.rows]
-    found = []
-    for budget, group in itertools.groupby(rows, key=lambda row: row["budget"]):
-        first, *others = [row for row in group if row["gain"][:1] in ("+", "-")]
-        if not others:
+    """A paragraph for each unit, and in it, of each budget: who gains most, and how many runs gain and keep more, or
+    less, than the first one beyond their 95% intervals. The table is that of scalpel/exhibits/equal_budget.py."""
+    paragraphs: dict[str, list[str]] = {}
+    for (budget, whose), group in itertools.groupby(_rows(table), key=lambda row: (row["budget"], row["whose"])):
+        rows = list(group)
+        there = [row for row in rows if _has(row["gain"])]
+        if len(there) < 2:
             continue
-        signs = {name: [_sign(row[f"{name} − first"]) for row in others] for name in ("gain", "kept")}
-        most = max((first, *others), key=lambda row: float(row["gain"].split()[0]))
-        more, less = (signs["gain"].count(sign) for sign in (1, -1))
-        kept, lost = (signs["kept"].count(sign) for sign in (1, -1))
-        found.append(
-            f"Within {budget}, of {len(others)} others {more} gain more than {first['run']} and {less} less, {kept} "
-            f"keep more and {lost} less (intervals without 0); {most['run']} gains most, {_page(most['gain'])}."
-        )
-    return found
+        most = max(there, key=lambda row: float(row["gain"].split()[0]))
+        text = f"Within {budget}, what {whose} spent in all, {most['run']} gains most, {_page(most['gain'])} points"
+        if _has(most["gain − whose"]):
+            owner = next((row["run"] for row in there if whose.startswith(row["run"])), whose)
+            text += f" ({_page(most['gain − whose'])} more than {owner})"
+        if not _has(rows[0]["gain"]):
+            text += f"; {rows[0]['run']} has no checkpoint to compare ({rows[0]['step']})."
+        else:
+            signs = {name: [_sign(row[f"{name} − first"]) for row in there if row is not rows[0]] for name in SIDES}
+            more, less, kept, lost = (signs[name].count(sign) for name in SIDES for sign in (1, -1))
+            text += f"; of {len(there) - 1} others {more} gain more than {rows[0]['run']} and {less} less, {kept} "
+            text += f"keep more and {lost} less (intervals without 0)."
+        paragraphs.setdefault(budget.split()[-1], []).append(text)
+    return [" ".join(texts) for texts in paragraphs.values()]
+
+
+def _rows(table: Table) -> list[dict[str, str]]:
+    return [dict(zip((column.name for column in table.columns), row, strict=True)) for row in table.rows]
+
+
+def _has(cell: str) -> bool:
+    """Whether it is a difference, and no reason why there is none."""
+    return cell[:1] in ("+", "-")
 
 
 def _sign(text: str) -> int:
