@@ -36,7 +36,7 @@ STAGES: dict[str, Stage] = {
     "generate": Stage(3, resumable=True, cost="generate"),  # a model's own answers to them
     "common": Stage(1),  # rows that several sources have answers to
     "trace": Stage(1, cost="trace"),  # causal tracing of facts
-    "audit": Stage(1, cost="audit", evidence=True),  # probes of the installed stack: a gate of training, no input of it
+    "audit": Stage(2, cost="audit", evidence=True),  # probes of the installed stack: a gate of training, no input of it
     "train": Stage(2, resumable=True, cost="train"),  # the method's own version counts, too
     "given": Stage(2),  # checkpoints made elsewhere
     "evaluate": Stage(4, cost="evaluate", reads="listed"),  # one group of benchmarks on a share of a run's checkpoints

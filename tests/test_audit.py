@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -16,11 +17,13 @@ from scalpel.artifact.stage import check_gates
 from scalpel.artifact.step import Step, record_recipe
 from scalpel.audit import fingerprint as stamp
 from scalpel.audit import probes, referee, rollout_probes
+from scalpel.audit.formulas import FORMULAS, NORMALISERS
 from scalpel.audit.probes import audit, examples, probe, take_step, tiny_model
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
 from scalpel.methods import METHODS, likelihood
 from scalpel.methods.grpo import GRPORecipe
+from scalpel.methods.mixed import MixedTrainer
 from scalpel.methods.rollouts import RolloutTrainer
 from scalpel.methods.sft import SFTRecipe
 
@@ -132,6 +135,7 @@ def test_the_default_fields_of_each_method_that_samples_are_probed():
             assert seal["rollouts"]["method"] == method.name and "learning_rate" not in seal["rollouts"]
             found = rollout_probes.normaliser_and_clip(seal["rollouts"], SINGLE, 2)
             assert all(probe.passed for probe in found), found
+            assert "None" not in found[0].expected and float(found[1].expected) > 0
     assert "rollouts" not in stamp.fingerprint(SINGLE, SFTRecipe(learning_rate=1, epochs=1))
 
 
@@ -158,6 +162,113 @@ def test_planted_normalisers_are_told(bug, words, monkeypatch):
     normaliser, _ = rollout_probes.normaliser_and_clip(ASKED, SINGLE, 3)
     assert not normaliser.passed and words in normaliser.found
     assert "Installed is trl" in probes.known(normaliser)
+
+
+SAMPLING = [method.name for method in METHODS.values() if method.samples]
+ANOTHER = {"ranks": "tokens", "completions": "tokens", "tokens": "completions"}
+
+
+def asked_of(method: str, **more) -> dict:
+    return stamp.fingerprint(SINGLE, METHODS[method].Recipe(learning_rate=1e-3, **more))["rollouts"]
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+def test_a_loss_64_times_too_large_is_told_of_every_method(method, monkeypatch):
+    """Put into the trainer itself, beneath what the method overrides."""
+    compute_loss = RolloutTrainer.compute_loss
+    of = MixedTrainer if method in FORMULAS else RolloutTrainer
+    monkeypatch.setattr(of, "compute_loss", lambda self, *given, **more: 64 * compute_loss(self, *given, **more))
+    found, _ = rollout_probes.normaliser(asked_of(method), SINGLE, 2)
+    assert not found.passed and re.search(r", times (64|63\.9999\d*|64\.0000\d*);", found.found), found
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+def test_another_normaliser_is_told_of_every_method(method, monkeypatch):
+    """The policy terms over what another `normaliser` says; GRPO's over the tokens of each micro-batch."""
+    original = MixedTrainer.loss if method in FORMULAS else RolloutTrainer.loss
+
+    def loss(self, model, inputs):
+        if method not in FORMULAS:
+            self.loss_type = "bnpo"
+            return original(self, model, inputs)
+        asked, self.recipe = self.recipe, self.recipe.model_copy(update={"normaliser": other})
+        try:
+            return original(self, model, inputs)
+        finally:
+            self.recipe = asked
+
+    asked = asked_of(method)
+    other = ANOTHER.get(asked.get("normaliser"))
+    monkeypatch.setattr(MixedTrainer if method in FORMULAS else RolloutTrainer, "loss", loss)
+    found, _ = rollout_probes.normaliser(asked, SINGLE, 2)
+    named = NORMALISERS[other] if other else rollout_probes.OF_LOSS_TYPES["bnpo"]
+    assert not found.passed and f"over: {named}" in found.found, found
+
+
+OF_PARTS = {  # what is planted -> the method, and what is said of it
+    "traces by micro-batch": ("chord", "tokens of each micro-batch, then micro-batches (likelihood terms)"),
+    "advantages over the traces alone": ("luffy", "none that is known"),
+    "no entropy": ("hpt", "none that is known"),
+    "prefixes whole": ("prefix_rft", "none that is known"),
+}
+
+
+@pytest.mark.parametrize("bug", OF_PARTS)
+def test_planted_parts_of_a_formula_are_told(bug, monkeypatch):
+    """Other parts of the loss than its scale, put into the trainer itself."""
+    method, words = OF_PARTS[bug]
+    loss, credit = MixedTrainer.loss, MixedTrainer.credit
+
+    def planted(self, model, inputs):
+        if bug == "traces by micro-batch":
+            mean = (2 * inputs["likelihood"].sum()).clamp(min=1)
+            inputs = inputs | {"likelihood_tokens": mean}
+        if bug == "no entropy":
+            inputs = inputs | {"num_items_in_batch": torch.tensor(10**9)}
+        return loss(self, model, inputs)
+
+    def credited(self, groups):
+        credit(self, groups)
+        for rollout in [r for group in groups for r in group if r.origin != "own"]:
+            rollout.advantage += bug == "advantages over the traces alone"
+
+    monkeypatch.setattr(MixedTrainer, "loss", planted)
+    monkeypatch.setattr(MixedTrainer, "credit", credited)
+    if bug == "prefixes whole":
+        monkeypatch.setattr("scalpel.methods.prefix_rft_trainer.highest", lambda entropies, among, share: among)
+    found, _ = rollout_probes.normaliser(asked_of(method), SINGLE, 2)
+    assert not found.passed and words in found.found, found
+
+
+OF_OPTIONS = [
+    ("luffy", {"shaping": "ratio", "mean_over": "own", "normaliser": "tokens"}),
+    ("srft", {"own_term": "probability", "rl_exponent": -1.0, "shaping": "log"}),
+    ("prefix_rft", {"estimator": "split", "normaliser": "ranks"}),
+    ("prefix_rft", {"estimator": "prefix", "mask_truncated_completions": True}),
+    ("hpt", {"gate": 2, "sft_weight": 0.5}),
+    ("hpt", {"gate": -1, "scale_rewards": "group"}),
+    ("chord", {"token_weight": "none", "mu_first": 0.5}),
+    ("chord", {"mu_warmup": 3, "token_weight": "p"}),
+    ("template_rl", {"templates": [{"text": "Add.", "conditions": 1}, {"text": "Guess.", "conditions": 3}],
+                     "mean_over": "template"}),
+    ("red", {"accuracy_base": 1.0, "entropy_coefficient": 0.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "options"), OF_OPTIONS, ids=str)
+def test_named_options_are_in_the_formulas(method, options):
+    found, norm = rollout_probes.normaliser(asked_of(method, **options), SINGLE, 2)
+    assert found.passed and norm > 0, found
+
+
+def test_every_method_but_grpo_has_a_formula():
+    assert {*FORMULAS, "grpo"} == set(SAMPLING)
+
+
+def test_a_method_that_nothing_is_known_of_does_not_pass(monkeypatch):
+    monkeypatch.delitem(FORMULAS, "relift")
+    found, _ = rollout_probes.normaliser(asked_of("relift"), SINGLE, 1)
+    assert not found.passed and "no formula of relift" in found.found
 
 
 def test_a_clip_norm_that_does_not_act_is_told(monkeypatch):

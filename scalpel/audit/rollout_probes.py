@@ -1,7 +1,8 @@
 """Probes of a method that learns from its own completions, on the very trainer class that runs use.
 
 * normaliser: one SGD step of rate 1 on rollouts with known rewards, credited by the method. At ratio 1 the gradient is
-  that of sum(-A log p) over *something*: the referee says over what, whatever the recipe calls it.
+  that of sum(-A log p) over *something*: the referee says over what, whatever the recipe calls it. A method that learns
+  from traces, too, is compared with its whole formula (scalpel/audit/formulas.py): weights, advantages, likelihoods.
 * clip norm: the same step with half the gradient's norm as `max_grad_norm`; the step's own norm is what acted.
 * chat template: ids of one conversation as SFT, the rollouts, KL and both harnesses of evaluation make them, and the
   token that ends it, under every named template.
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from scalpel.audit.formulas import BRANCHES, FORMULAS, Referee, asked_for, candidates, gradient_of, loss_of
 from scalpel.audit.probes import Probe, tiny_model
 from scalpel.audit.referee import TOLERANCE, Example, negative_log_likelihood
 from scalpel.chat import TEMPLATES, load_tokenizer, template_text, token_ids
@@ -33,13 +36,14 @@ from scalpel.inference.requests import Completion, Request
 from scalpel.methods import METHODS
 from scalpel.methods.loop import Saving, TrainingRun
 from scalpel.methods.ranks import Ranks
-from scalpel.methods.rollouts import MIXED, OWN, Ask, Journals, Rollout, RolloutTrainer
+from scalpel.methods.rollouts import EXPERT, MIXED, OWN, Ask, Journals, Rollout, RolloutTrainer
 from scalpel.methods.schedule import Questions
 
 NATS = {"transformers": 1e-4, "vllm": 1e-3}  # by which an engine's log-probabilities may differ from the trainer's
 MOST = 24  # tokens of a completion
 ROW = {"uuid": "u", "problem": "Tom has 2 pens and gets 3 more. How many?", "answer": "5",
        "trace": "<think>\n2 + 3 = 5\n</think>\n<answer>\n5\n</answer>"}  # fmt: skip
+REASONING = ("2 + 3 = 5", "5", "3 = 5")  # of the questions' traces, in turn: unequal over micro-batches
 OF_LOSS_TYPES = {  # GRPO's names for it
     "dr_grpo": "sequences x max_completion_tokens",
     "dapo": "tokens of the step",
@@ -136,16 +140,21 @@ def trainer_of(
     """The method's trainer on a tiny model, and an empty list that gets the groups it credits.
 
     asked: fields of the method's recipe that decide its loss. Its completions are made up, so that lengths are unequal
-    over micro-batches and ranks, and of each question's two are right and one is cut off.
+    over micro-batches and ranks, and one in four is cut off. Of every other question three in four are right, of the
+    others none, so that a gate lets both kinds pass.
     """
     ranks = Ranks.here()
+    questions = 2 * accumulation
     method = METHODS[asked["method"]]
-    held = {"beta": 0.0} if "beta" in method.Recipe.model_fields else {}  # KL has no gradient where a run begins
+    held: dict[str, float] = {"beta": 0.0} if "beta" in method.Recipe.model_fields else {}  # no gradient at the start
+    if coefficient := asked.get("entropy_coefficient"):
+        held["entropy_coefficient"] = min(1000 * coefficient, 1000.0)  # a random model's entropy is nearly the highest
+    samples = 4 * min(asked.get("per_question", 1), max(len(asked.get("templates", ())), 1))
     recipe = method.Recipe.model_validate(
         asked | held | {
             "learning_rate": 1.0, "schedule": "constant", "max_grad_norm": max_grad_norm, "checkpoints": 1, "steps": 1,
             "updates": 1, "iterations": 1, "weight_decay": 0.0,  # what is taken is the gradient alone
-            "questions_per_step": accumulation, "generations": 4 * ranks.count, "max_completion_tokens": MOST,
+            "questions_per_step": questions, "generations": samples * ranks.count, "max_completion_tokens": MOST,
         }
     )  # fmt: skip
     parts = import_module(method.trainer).parts(recipe)
@@ -162,7 +171,7 @@ def trainer_of(
                 prompt, origin = ask.prompt or self.prompt(ask.row), MIXED if ask.prefix else OWN
                 groups.append(
                     [
-                        Rollout(ask.row, ask.position, n, prompt, one, n != 2, origin, len(ask.prefix))
+                        Rollout(ask.row, ask.position, n, prompt, one, n % 4 != 2, origin, len(ask.prefix))
                         for n, one in enumerate(ids)
                     ]
                 )
@@ -171,10 +180,9 @@ def trainer_of(
         def score(self, groups: list[list[Rollout]]) -> None:
             for group in groups:
                 for rollout in [rollout for rollout in group if not rollout.rewards]:
-                    rollout.rewards = {
-                        "accuracy": float(rollout.sample in (0, 3)),
-                        "format": float(rollout.sample == 1),
-                    }
+                    solved, wrong = rollout.row % 2 == 0, rollout.sample % 4 == 1
+                    right = rollout.origin == EXPERT or (solved and not wrong)
+                    rollout.rewards = {"accuracy": float(right), "format": float(solved and wrong)}
 
         def credit(self, groups: list[list[Rollout]]) -> None:
             super().credit(groups)
@@ -184,9 +192,14 @@ def trainer_of(
         folder = Path(name)
         tokenizer = tokenizer_in(folder, "scalpel_vs_hammer")
         tokenizer.padding_side = "left"
-        rows = {row: {**ROW, "uuid": str(row)} for row in range(accumulation)}
-        asked_rows = np.arange(accumulation)
-        two = settings.model_copy(update={"sequences_per_device": 4, "server": None})
+        rows = {}
+        for row in range(questions):
+            trace = ROW["trace"].replace(REASONING[0], REASONING[row % len(REASONING)])
+            rows[row] = {**ROW, "uuid": str(row), "trace": trace}
+        asked_rows = np.arange(questions)
+        sequences = getattr(recipe, "most_sequences", questions * samples * ranks.count)
+        size = -(-sequences // (ranks.count * accumulation))
+        two = settings.model_copy(update={"sequences_per_device": size, "server": None})
         run = TrainingRun(recipe, folder, folder, folder, folder, 1, Trainable(), folder, two)
         journals = Journals.of(folder)
         saving = Saving(run, [10**9], list(journals))  # nothing is saved
@@ -216,56 +229,127 @@ def take_step(trainer: RolloutTrainer) -> dict[str, torch.Tensor]:
     return {name: before[name].cpu() - after[name].detach().float().cpu() for name in before}
 
 
-def shares_of(trainer: RolloutTrainer, groups: list[list[Rollout]]) -> Shares:
+def cut_of(trainer: RolloutTrainer, groups: list[list[Rollout]]) -> list[list[list[Rollout]]]:
     """The credited rollouts by rank and micro-batch, as the trainer cuts them."""
     rollouts = [rollout for group in groups for rollout in trainer.taken(group)]
+    return [trainer.portions(rollouts, rank) for rank in range(trainer.ranks.count)]
+
+
+def shares_of(trainer: RolloutTrainer, groups: list[list[Rollout]]) -> Shares:
+    """The same, as the referee knows them."""
 
     def credited(r: Rollout) -> Credited:
         return Credited(Example(r.prompt + r.ids, len(r.prompt)), r.advantage or 0.0, trainer.learns(r))
 
-    return [
-        [[credited(rollout) for rollout in portion] for portion in trainer.portions(rollouts, rank)]
-        for rank in range(trainer.ranks.count)
-    ]
+    cut = cut_of(trainer, groups)
+    return [[[credited(rollout) for rollout in portion] for portion in rank] for rank in cut]
 
 
 # ---------------------------------------------------------------- the probes
 
 
+def normaliser(asked: dict, settings: TrainSettings, accumulation: int) -> tuple[Probe, float]:
+    """What the loss is summed over, and the norm of its gradient; a collective of all ranks.
+
+    Where a method's first batch may take one of several branches, each is probed; the norm is that of the last.
+    """
+    verdicts, norm = [], 0.0
+    for held in branches(asked):
+        with trainer_of(asked | held, settings, accumulation, 1e9) as (trainer, groups):
+            step = take_step(trainer)
+            judged = of_formula if asked["method"] in FORMULAS else of_loss_type
+            verdicts.append(judged(step, trainer, groups))
+        norm = norm_of(step)
+    passed, found, wanted = min(verdicts, key=lambda verdict: verdict[0])  # a wrong one, if there is one
+    return Probe("normaliser", passed, found, wanted, f"relative {100 * TOLERANCE:.0e}"), norm
+
+
+def branches(asked: dict) -> list[dict]:
+    """Fields in place of those asked for, so that each branch of the method is taken once."""
+    return BRANCHES.get(asked["method"], [{}])
+
+
+def norm_of(step: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([g.double().flatten() for g in step.values()]).norm())
+
+
 def normaliser_and_clip(asked: dict, settings: TrainSettings, accumulation: int) -> list[Probe]:
-    """What the loss is summed over, and the norm at which the gradient is clipped; a collective of all ranks."""
-    with trainer_of(asked, settings, accumulation, 1e9) as (trainer, groups):
-        step = take_step(trainer)
-        shares, vocabulary = shares_of(trainer, groups), trainer.model.config.vocab_size
-        recipe = trainer.recipe
-    nearest = classify(step, tiny_model(vocabulary), shares, MOST, recipe.temperature)[0]
-    norm = float(torch.cat([g.double().flatten() for g in step.values()]).norm())
-    known = nearest.difference < 100 * TOLERANCE
-    named_by_recipe = import_module(METHODS[recipe.method].trainer).parts(recipe).normaliser
-    wanted = OF_LOSS_TYPES.get(named_by_recipe, "none that is known here")
-    right = known and nearest.name == wanted and abs(nearest.scale - 1) < 100 * TOLERANCE
-    right = right or named_by_recipe is None  # the method's own tests compare its loss with a formula
-    times = "" if abs(nearest.scale - 1) < 100 * TOLERANCE else f", times {nearest.scale:.6g}"
-    named = f"{nearest.name}{times}" if known else f"none that is known (nearest differs by {nearest.difference:.2g})"
-    with trainer_of(asked, settings, accumulation, norm / 2) as (trainer, _):
-        clipped = take_step(trainer)
-    acted = float(torch.cat([g.double().flatten() for g in clipped.values()]).norm())
+    """`normaliser`, and the norm at which that gradient is clipped; a collective of all ranks."""
+    summed, norm = normaliser(asked, settings, accumulation)
+    asks = norm / 2
+    with trainer_of(asked | branches(asked)[-1], settings, accumulation, asks or 1.0) as (trainer, _):
+        acted = norm_of(take_step(trainer))
     return [
-        Probe(
-            "normaliser",
-            right,
-            f"the loss is summed over: {named}; its recipe asks for {wanted}",
-            wanted,
-            f"relative {100 * TOLERANCE:.0e}",
-        ),
+        summed,
         Probe(
             "clip norm",
-            abs(acted / (norm / 2) - 1) < 1e-4,
-            f"a gradient of norm {norm:.4g} is clipped to {acted:.4g} where {norm / 2:.4g} is asked for",
-            f"{norm / 2:.4g}",
+            norm > 0 and abs(acted / asks - 1) < 1e-4,
+            f"a gradient of norm {norm:.4g} is clipped to {acted:.4g} where {asks:.4g} is asked for",
+            f"{asks:.4g}",
             "relative 1e-04",
         ),
     ]
+
+
+def of_loss_type(
+    step: dict[str, torch.Tensor], trainer: RolloutTrainer, groups: list[list[Rollout]]
+) -> tuple[bool, str, str]:
+    """(whether it is right, what was found, what is right) of a method whose loss is one of TRL's types."""
+    vocabulary, recipe = trainer.model.config.vocab_size, trainer.recipe
+    named = import_module(METHODS[recipe.method].trainer).parts(recipe).normaliser
+    if named not in OF_LOSS_TYPES:
+        found = f"the audit has no formula of {recipe.method} to compare its step with; add it to audit/formulas.py"
+        return False, found, "a formula"
+    wanted = OF_LOSS_TYPES[named]
+    nearest = classify(step, tiny_model(vocabulary), shares_of(trainer, groups), MOST, recipe.temperature)[0]
+    known = nearest.difference < 100 * TOLERANCE
+    right = known and nearest.name == wanted and abs(nearest.scale - 1) < 100 * TOLERANCE
+    found = f"{nearest.name}{times(nearest.scale)}" if known else none_known(nearest.difference)
+    return right, f"the loss is summed over: {found}; its recipe asks for {wanted}", wanted
+
+
+def of_formula(
+    step: dict[str, torch.Tensor], trainer: RolloutTrainer, groups: list[list[Rollout]]
+) -> tuple[bool, str, str]:
+    """The same of a method that learns from traces, too: the step against the gradient of its whole formula."""
+    model = tiny_model(trainer.model.config.vocab_size).double()
+    recipe: Any = trainer.recipe
+    objective = FORMULAS[recipe.method](Referee(recipe, model, groups))
+    cut, found = cut_of(trainer, groups), []
+    for policy, likelihood in candidates(recipe):  # the right one first
+        gradient = gradient_of(model, loss_of(objective, recipe, cut, policy, likelihood))
+        scale, difference = near(step, gradient)
+        direction, size = difference < 100 * TOLERANCE, abs(scale - 1) < 100 * TOLERANCE
+        found.append(((not direction, not size, difference), scale, policy, likelihood))
+        if direction and size:
+            break
+    (_, _, difference), scale, policy, likelihood = min(found, key=lambda one: one[0])
+    wanted = sentence(*asked_for(recipe))
+    known = difference < 100 * TOLERANCE
+    right = known and (policy, likelihood) == asked_for(recipe) and abs(scale - 1) < 100 * TOLERANCE
+    said = f"{sentence(policy, likelihood)}{times(scale)}" if known else none_known(difference)
+    return right, f"{recipe.method}'s loss is summed over: {said}; its recipe asks for {wanted}", wanted
+
+
+def near(step: dict[str, torch.Tensor], gradient: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """How many times a gradient the step is, and the relative difference that is left."""
+    taken, wanted = (torch.cat([one[name].double().flatten() for name in gradient]) for one in (step, gradient))
+    if not taken.norm() or not wanted.norm():
+        return 0.0, math.inf
+    scale = float(taken @ wanted / (wanted @ wanted))
+    return scale, float((taken - scale * wanted).norm() / taken.norm())
+
+
+def sentence(policy: str, likelihood: str) -> str:
+    return f"{policy} (policy terms), {likelihood} (likelihood terms)"
+
+
+def times(scale: float) -> str:
+    return "" if abs(scale - 1) < 100 * TOLERANCE else f", times {scale:.6g}"
+
+
+def none_known(difference: float) -> str:
+    return f"none that is known (nearest differs by {difference:.2g})"
 
 
 def ids_by_stage(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
