@@ -2,6 +2,7 @@
 published accounting."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from scalpel.artifact.step import Step
 from scalpel.config.training import Trainable, TrainSettings
 from scalpel.cost.flops import Multiplied, Published
 from scalpel.cost.shape import Shape
-from scalpel.exhibits import spent
+from scalpel.exhibits import flops as flops_figure
+from scalpel.exhibits import flops_table, spent
 from scalpel.exhibits.flops import published as published_rows
 from scalpel.exhibits.result import Result
+from scalpel.exhibits.style import Style
 from scalpel.grading.grader import Grader
 from scalpel.methods import loop, meter
 from scalpel.methods.freezing import freeze
@@ -276,7 +279,13 @@ def counted(measured, tiny_base, tiny_data, tmp_path_factory):
         step = Step("train", name, 1, recipe, {"base": base, "data": data}, {}, {})
         files = {path.name: path for path in out.glob("*.parquet")}
         found[name] = finish(step, root, files)
-    return found
+    rows = pd.read_parquet(measured["grpo"] / "flops.parquet")
+    rows["written"] = pd.array([None] * len(rows), dtype="Int64")  # as a server's run has it
+    rows.to_parquet(single / "served.parquet")
+    files = {path.name: path for path in measured["grpo"].glob("*.parquet")}
+    files["flops.parquet"] = single / "served.parquet"
+    step = Step("train", "served", 1, GRPO.identity() | {"of": "served"}, {"base": base, "data": data}, {}, {})
+    return found | {"served": finish(step, root, files)}
 
 
 def test_without_padding_measured_and_counted_differ_by_attention_alone(counted, tiny_base):
@@ -304,6 +313,33 @@ def test_counted_and_measured_agree_up_to_padding(name, counted):
         whole, seen = frame[kind].sum(), frame[f"measured_{kind}"].sum()
         assert (whole == 0) == (kind in {"sft": ("scored", "written"), "grpo": ("scored",), "reusing": ()}[name])
         assert whole == seen == 0 or 0.6 < seen / whole < 3, kind
+
+
+def test_what_a_server_wrote_is_counted_in_the_measured_total_and_marked(counted):
+    rows = [Result("train", name, 1, counted[name]) for name in ("served", "grpo")]
+    (served, seen), frame = map(spent.totals, rows), spent.of_run(counted["grpo"])
+    assert served["served"] == served["written"] > 0 == seen["served"]
+    assert served["measured"] == pytest.approx(
+        frame[["measured_trained", "measured_scored"]].to_numpy().sum() + frame["written"].sum()
+    )
+    results = SimpleNamespace(of=lambda stage: rows, published={})
+    table = flops_table.table(results, flops_table.Options()).set_index("run")
+    (mark,) = (name for name in table if "as a server wrote it" in name)
+    assert table.loc["served", mark] == served["written"] and np.isnan(table.loc["grpo", mark])
+    assert (table["measured"] > 0).all()
+    options = flops_figure.Options()
+    drawn = flops_figure.draw(flops_figure.table(results, options), options, Style({}, ["served", "grpo"], options))
+    assert sum(bar.get_hatch() is not None for bar in drawn.axes[0].patches) == 1
+    assert any("but for what a server wrote" in text.get_text() for text in drawn.legends[0].get_texts())
+
+
+def test_without_any_measurement_there_is_no_measured_total(counted, monkeypatch):
+    nothing = lambda step, counted: pd.DataFrame(  # noqa: E731
+        np.nan, index=counted.index, columns=[f"measured_{kind}" for kind in spent.KINDS]
+    )
+    monkeypatch.setattr(spent, "_measured", nothing)
+    found = spent.totals(Result("train", "grpo", 1, counted["grpo"]))
+    assert np.isnan(found["measured"]) and found["served"] == 0
 
 
 def test_tokens_by_the_paper_s_accounting(counted):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 READS = ("train",)
 PUBLISHED = ("flops",)
 ACCOUNTINGS = {"paper": "the paper's accounting", "counted": "counted", "measured": "measured"}
+SERVED, HATCH = "served", "////"
 PARTS = {"trained": "counted: forward and backward", "scored": "log-probabilities", "written": "written"}
 
 
@@ -27,14 +28,15 @@ def table(results: Results, options: Options) -> pd.DataFrame:
     """A row per run, and per published method (column `of`: here, published); FLOPs, means over seeds with ± between.
 
     paper: by the paper's accounting; for published methods exactly, beside what is `printed`. counted: of it trained,
-    scored, written. measured: from sampled steps; nan where a server wrote the completions, as that is not seen.
+    scored, written. measured: from sampled steps; where a server wrote the completions, which is not seen, these are
+    taken as counted, and `served` is what they come to (nan elsewhere).
     """
     import pandas as pd
 
     from scalpel.exhibits import spent
     from scalpel.exhibits.uncertainty import joined
 
-    names = [*ACCOUNTINGS, *PARTS]
+    names = [*ACCOUNTINGS, SERVED, *PARTS]
     rows = [{"run": r.run, "seed": r.seed} | spent.totals(r) for r in results.of("train")]
     ours = pd.DataFrame(rows)
     columns: dict[str, pd.Series] = {}
@@ -43,6 +45,7 @@ def table(results: Results, options: Options) -> pd.DataFrame:
         columns |= {name: of[name], f"{name} ±": of["stderr"]}
     found = pd.DataFrame(columns).reset_index().rename(columns={"index": "run"})
     found.insert(1, "of", "here")
+    found[SERVED] = found[SERVED].where(found[SERVED] > 0)
     if options.published_runs and results.published.get("flops"):
         found = pd.concat([found, pd.DataFrame(published(results.published["flops"]))], ignore_index=True)
     return found
@@ -82,7 +85,10 @@ def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
         width = 0.8 / len(bars)
         for place, name in enumerate(bars):
             at = np.arange(len(shown)) + (place - (len(bars) - 1) / 2) * width
-            axes.barh(at, shown[name], height=width * 0.92, color=colors[name])
+            drawn = axes.barh(at, shown[name], height=width * 0.92, color=colors[name])
+            for bar, served in zip(drawn, shown.get(SERVED, []), strict=False):
+                if name == "measured" and served > 0:
+                    bar.set(hatch=HATCH, edgecolor="white", linewidth=0)
         axes.set_yticks(range(len(shown)), [style.label(run) for run in shown["run"]])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -93,5 +99,9 @@ def draw(frame: pd.DataFrame, options: Options, style: Style) -> Figure:
         panels[1].set_title("published")
     names = {"printed": "as printed"} | ACCOUNTINGS
     used = [name for name in names if name in frame and frame[name].notna().any()]
-    figure.legend(handles=[Patch(color=colors[n], label=names[n]) for n in used], loc="outside lower center", ncols=4)
+    handles = [Patch(color=colors[n], label=names[n]) for n in used]
+    if SERVED in ours and ours[SERVED].notna().any():
+        label = "measured, but for what a server wrote"
+        handles.append(Patch(facecolor=colors["measured"], hatch=HATCH, edgecolor="white", linewidth=0, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure

@@ -18,10 +18,12 @@ Options = flops.Options
 
 
 def table(results: Results, options: Options) -> pd.DataFrame:
-    """Columns run, of, printed, by the paper's accounting, counted, measured, and parts of what is counted."""
+    """Columns run, of, printed, by the paper's accounting, counted, measured, and parts of what is counted; where a
+    server wrote completions also what of `measured` is counted instead."""
     frame = flops.table(results, options)
-    names = {"paper": "by the paper's accounting", **flops.PARTS}
+    names = {"paper": "by the paper's accounting", flops.SERVED: "of measured: counted, as a server wrote it"}
+    names |= flops.PARTS
     names |= {f"{old} ±": f"{new} ±" for old, new in names.items()}
-    order = ["run", "of", "printed", "paper", "counted", "measured", *flops.PARTS]
+    order = ["run", "of", "printed", "paper", "counted", "measured", flops.SERVED, *flops.PARTS]
     columns = [c for name in order for c in (name, f"{name} ±") if c in frame and frame[c].notna().any()]
     return frame[columns].rename(columns=names)

@@ -2,12 +2,13 @@
 
 The first two are taken from what a run wrote down of every sequence (scalpel/cost/flops.py has their arithmetic), the
 third from flops.parquet: what the sampled steps took (scalpel/methods/meter.py), scaled by what was counted of all
-steps and of these.
+steps and of these. Completions that a server wrote are not seen by the meter: a run's total takes them as counted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = ("trained", "scored", "written")
 PAPER, COUNTED, MEASURED = "paper", "counted", "measured"
+SERVED = "served"  # of what is given as measured: what a server wrote, which is not seen and counted instead
 COLUMNS = ["step", "row", "origin", "advantage", "prompt_tokens", "completion_length", "prefix_length"]
 EXPERT = "expert"
 
@@ -142,8 +144,11 @@ def _measured(step: Path, counted: pd.DataFrame) -> pd.DataFrame:
 
 
 def totals(result: Result) -> dict[str, float]:
-    """FLOPs of a whole run and of what was spent before it: paper, trained, scored, written, counted, measured."""
-    sums = dict.fromkeys((PAPER, *KINDS, MEASURED), 0.0)
+    """FLOPs of a whole run and of what was spent before it: paper, trained, scored, written, counted, measured.
+
+    served: those of `measured` that are not measured but counted, as a server wrote the completions.
+    """
+    sums = dict.fromkeys((PAPER, *KINDS, MEASURED, SERVED), 0.0)
     for directory in dict.fromkeys((*result.chain, result.step)):
         for name, value in _whole(directory).items():
             sums[name] += value
@@ -153,8 +158,12 @@ def totals(result: Result) -> dict[str, float]:
 def _whole(directory: Path) -> dict[str, float]:
     if directory.parent.name == "train":
         frame = of_run(directory)
-        measured = frame[[f"measured_{kind}" for kind in KINDS]].to_numpy().sum()  # nan when a kind was not measured
-        return {name: float(frame[name].sum()) for name in (PAPER, *KINDS)} | {MEASURED: float(measured)}
+        measured = {kind: float(frame[f"measured_{kind}"].sum(skipna=False)) for kind in KINDS}  # nan: it was not
+        served = 0.0
+        if math.isnan(measured["written"]) and not math.isnan(measured["trained"]):
+            served = measured["written"] = float(frame["written"].sum())
+        sums = {name: float(frame[name].sum()) for name in (PAPER, *KINDS)}
+        return sums | {MEASURED: sum(measured.values()), SERVED: served}
     nothing = dict.fromkeys((PAPER, "trained", "scored"), 0.0)
     if directory.parent.name == "generate":  # answers to learn from; attention is left out of its own count
         spent = read_json(checked(directory / "spent.json"))
