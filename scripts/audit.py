@@ -10,7 +10,7 @@ def produce(job: Job) -> None:
     if settings.engine == "single":
         from scalpel.audit.probes import audit
 
-        audit(settings, job.recipe["fingerprint"], job.directory)
+        audit(settings, job.recipe["fingerprint"], job.inputs["base"] / "model", job.directory)
     else:
         from scalpel.launch.supervise import supervise
 

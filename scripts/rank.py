@@ -39,7 +39,7 @@ if __name__ == "__main__":
             if job.stage == "audit":
                 from scalpel.audit.probes import audit
 
-                audit(settings, job.recipe["fingerprint"], job.directory)
+                audit(settings, job.recipe["fingerprint"], job.inputs["base"] / "model", job.directory)
             else:
                 from scalpel.methods.run import train_job
 

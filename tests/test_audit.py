@@ -15,10 +15,12 @@ from accelerate import Accelerator
 from scalpel.artifact.job import open_job
 from scalpel.artifact.stage import check_gates
 from scalpel.artifact.step import Step, record_recipe
+from scalpel.audit import chat_probe, probes, referee, rollout_probes
 from scalpel.audit import fingerprint as stamp
-from scalpel.audit import probes, referee, rollout_probes
 from scalpel.audit.formulas import FORMULAS, NORMALISERS
 from scalpel.audit.probes import audit, examples, probe, take_step, tiny_model
+from scalpel.chat import TEMPLATES, load_tokenizer, template_text
+from scalpel.config.load import load
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
 from scalpel.methods import METHODS, likelihood
@@ -26,16 +28,19 @@ from scalpel.methods.grpo import GRPORecipe
 from scalpel.methods.mixed import MixedTrainer
 from scalpel.methods.rollouts import RolloutTrainer
 from scalpel.methods.sft import SFTRecipe
+from scalpel.plan import Plan
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE = TrainSettings()
+OF_ALL = ["accumulation", "aggregation", "masking", "precision", "chat template"]  # probes of every method
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_the_installed_stack_passes(accumulation, tmp_path):
-    audit(SINGLE, {"accumulation": accumulation}, tmp_path)
+def test_the_installed_stack_passes(accumulation, tiny_base, tmp_path):
+    audit(SINGLE, {"accumulation": accumulation}, tiny_base, tmp_path)
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert [p["name"] for p in found] == ["accumulation", "aggregation", "masking", "precision"]
+    assert [p["name"] for p in found] == OF_ALL
     assert all(p["passed"] for p in found)
     assert all(p["expected"] and p["tolerance"] for p in found)
 
@@ -66,7 +71,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize(("bug", "name"), PLANTED.items())
-def test_planted_bugs_are_caught_and_named(bug, name, monkeypatch, tmp_path):
+def test_planted_bugs_are_caught_and_named(bug, name, tiny_base, monkeypatch, tmp_path):
     """Each is put into the trainer itself, as a framework's bug would be."""
     trainer = likelihood.LikelihoodTrainer
     original, made = trainer.compute_loss, likelihood.Places.__getitem__
@@ -92,13 +97,35 @@ def test_planted_bugs_are_caught_and_named(bug, name, monkeypatch, tmp_path):
     assert name in [p.name for p in found if not p.passed]
     assert bug in next(p.found for p in found if p.name in ("aggregation", "masking"))
     with pytest.raises(UserError, match=f"fails the audit's probe of {name}"):
-        audit(SINGLE, {"accumulation": 4}, tmp_path)
+        audit(SINGLE, {"accumulation": 4}, tiny_base, tmp_path)
     assert not all(p["passed"] for p in json.loads((tmp_path / "audit.json").read_text()))
 
 
 def test_what_is_known_of_a_bug_is_said():
     lost = probes.Probe("accumulation", False, "the gradient is that of: first and last micro-batch alone")
     assert "Installed is deepspeed" in probes.known(lost) and "0.19.0 does not" in probes.known(lost)
+
+
+def test_a_failed_probe_without_a_known_objective_names_versions():
+    """Those on record for the probe, and those of the packages that take the step."""
+    here = f"Installed are transformers {metadata.version('transformers')} and trl {metadata.version('trl')}; "
+    masking = probes.Probe("masking", False, "the gradient is that of: EOS not in the loss")
+    assert probes.known(masking) == (
+        f" {here}on record: verl 0.6.0 to 0.7.0 train on the last token of the prompt and never on EOS."
+    )
+    precision = probes.Probe("precision", False, "relative difference 3.0e-05")
+    assert probes.known(precision) == f" {here}no version that does so is known here."
+    gradient = probes.Probe("aggregation", False, "the gradient is that of: none that is known")
+    assert f"{here}on record: rank means: transformers" in probes.known(gradient)
+
+
+def test_a_package_that_is_not_installed_is_said(monkeypatch):
+    def absent(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(probes.metadata, "version", absent)
+    lost = probes.Probe("accumulation", False, "the gradient is that of: first micro-batch alone")
+    assert "Installed is no deepspeed;" in probes.known(lost)
 
 
 def test_fingerprint_follows_from_stack_and_layout():
@@ -277,21 +304,101 @@ def test_a_clip_norm_that_does_not_act_is_told(monkeypatch):
     assert normaliser.passed and not clip.passed and "is clipped to" in clip.found
 
 
-def test_every_stage_feeds_the_same_ids():
-    found = rollout_probes.chat_template()
-    assert found.passed and "scalpel_vs_hammer, sft_then_rl" in found.found
+# ---------------------------------------------------------------- chat template and special tokens
 
 
-def test_stages_that_feed_other_ids_are_named(monkeypatch):
+def base_with(tiny_base: Path, folder: Path, template: str | None = None, bos: bool = False) -> Path:
+    """The tiny base's tokenizer with another template, or with a post-processor that puts a BOS in front."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    if bos:
+        mark = tokenizer.eos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{mark} $A", special_tokens=[(mark, tokenizer.eos_token_id)]
+        )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("template", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+@pytest.mark.parametrize("bos", [False, True])
+def test_every_stage_feeds_the_same_ids(template, bos, tiny_base, tmp_path):
+    """Under every named template, whatever the tokenizer's post-processor would add."""
+    base = base_with(tiny_base, tmp_path, template_text(template), bos)
+    assert (len(load_tokenizer(base)("a")["input_ids"]) > len(load_tokenizer(tiny_base)("a")["input_ids"])) == bos
+    found = chat_probe.chat_template(base)
+    assert found.passed and found.found == "other ids than SFT's: none"
+
+
+def test_stages_that_feed_other_ids_are_named(tiny_base, monkeypatch):
     from scalpel.evaluation.lm_eval_engine import LMEvalEngine
 
     rendered, asked = RolloutTrainer.rendered, LMEvalEngine.apply_chat_template
     monkeypatch.setattr(RolloutTrainer, "rendered", lambda self, *words: [*rendered(self, *words), 7])
-    monkeypatch.setattr(LMEvalEngine, "apply_chat_template", lambda self, turns: asked(self, turns) + " ")
-    found = rollout_probes.chat_template()
+    monkeypatch.setattr(LMEvalEngine, "apply_chat_template", lambda self, turns: "!" + asked(self, turns))
+    found = chat_probe.chat_template(tiny_base)
     assert not found.passed
-    assert "rollouts under scalpel_vs_hammer" in found.found and "lm-eval under sft_then_rl" in found.found
+    assert "rollouts (token " in found.found and "lm-eval (token 0 of the prompt is '!', SFT's" in found.found
     assert "KL" not in found.found and "LightEval" not in found.found
+
+
+def test_a_stage_that_lets_the_tokenizer_add_bos_is_seen_on_the_run_s_own_tokenizer(tiny_base, tmp_path, monkeypatch):
+    """A tokenizer without a post-processor hides it; the base model that the runs start from has one."""
+    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
+
+    monkeypatch.setattr(LMEvalEngine, "tok_encode", lambda self, text, **_: self.tokenizer(text)["input_ids"])
+    assert chat_probe.chat_template(tiny_base).passed
+    found = chat_probe.chat_template(base_with(tiny_base, tmp_path, bos=True))
+    assert not found.passed and "evaluation by lm-eval (token 0 of the prompt is '<|endoftext|>'" in found.found
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ strftime_now('%d %b') }}\n%s", "every stage on another day, which the template writes"),
+        ("{%% if messages|length > 2 %%}{{ messages[9]['content'] }}{%% endif %%}%s", "none"),
+        ("{{ raise_exception('no') }}%s", "the stages' ids cannot be compared: no"),
+    ],
+    ids=["clock", "harmless", "broken"],
+)
+def test_the_run_s_own_template_is_probed(template, words, tiny_base, tmp_path):
+    own = load_tokenizer(tiny_base).chat_template
+    found = chat_probe.chat_template(base_with(tiny_base, tmp_path, template.replace("%%", "%").replace("%s", own)))
+    assert words in found.found and found.passed == (words == "none")
+
+
+def test_an_answer_that_does_not_end_as_sampling_does_is_told(tiny_base, tmp_path):
+    own = load_tokenizer(tiny_base).chat_template
+    found = chat_probe.chat_template(base_with(tiny_base, tmp_path, own.replace("eos_token", "'!!!'")))
+    assert not found.passed and "the end of an answer" in found.found
+
+
+def test_a_run_of_sft_is_stopped_by_its_own_template(tiny_base, tmp_path):
+    clock = "{{ strftime_now('%d') }}" + load_tokenizer(tiny_base).chat_template
+    base = base_with(tiny_base, tmp_path / "base", clock)
+    (tmp_path / "audit").mkdir()
+    with pytest.raises(UserError, match=r"probe of chat template: .*Installed are transformers .* and tokenizers"):
+        audit(SINGLE, {"accumulation": 1}, base, tmp_path / "audit")
+
+
+def gates_of(overrides: dict) -> list[Step]:
+    """The audit of every training run of a plan."""
+    plan = Plan(load({"overrides": overrides}, ROOT / "workflow"), ROOT / "workflow", Path("/nowhere"))
+    return [e.step.gates["audit"] for entries in plan.entries.values() for e in entries if e.stage == "train"]
+
+
+def test_another_template_is_another_audit_and_equal_runs_share_one():
+    gates = gates_of({})
+    asked = {json.dumps([gate.recipe, gate.inputs["base"].digest], sort_keys=True): gate.digest for gate in gates}
+    assert len(set(asked.values())) == len(asked) < len(gates)
+    others = gates_of({"models": {"toy": {"chat_template": "sft_then_rl"}}})
+    assert [gate.recipe for gate in others] == [gate.recipe for gate in gates]
+    assert not {gate.digest for gate in others} & {gate.digest for gate in gates}
+
+
+# ---------------------------------------------------------------- engines and whole audits
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -313,12 +420,12 @@ def test_an_engine_that_is_asked_for_and_absent_is_told():
     assert not found.passed and "not installed here" in found.found
 
 
-def test_an_audit_of_a_method_that_samples_holds_all_probes(tmp_path):
+def test_an_audit_of_a_method_that_samples_holds_all_probes(tiny_base, tmp_path):
     recipe = GRPORecipe(learning_rate=1e-3, questions_per_step=2, generations=4)
-    audit(SINGLE, stamp.fingerprint(SINGLE, recipe), tmp_path)
+    audit(SINGLE, stamp.fingerprint(SINGLE, recipe), tiny_base, tmp_path)
     found = {probe["name"]: probe["passed"] for probe in json.loads((tmp_path / "audit.json").read_text())}
-    of_rollouts = ["normaliser", "clip norm", "chat template", "log-probabilities of transformers"]
-    assert list(found) == ["accumulation", "aggregation", "masking", "precision", *of_rollouts] and all(found.values())
+    of_rollouts = ["normaliser", "clip norm", "log-probabilities of transformers"]
+    assert list(found) == [*OF_ALL, *of_rollouts] and all(found.values())
 
 
 def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
@@ -349,18 +456,19 @@ def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_several_ranks_pass(layout, method, tmp_path):
+def test_several_ranks_pass(layout, method, tiny_base, tmp_path):
     settings = TrainSettings(ranks=2, **layout)
     sft = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=512)
     grpo = GRPORecipe(learning_rate=1, questions_per_step=128, generations=4)
     recipe = {"sft": sft, "grpo": grpo}[method]
-    step = Step(
-        "audit", "x", 1, {"fingerprint": stamp.fingerprint(settings, recipe)}, {}, settings.model_dump(mode="json")
-    )
+    base = Step("base", "tiny", 1, {})
+    finish(base, tmp_path, {"model": tiny_base})
+    seal = {"fingerprint": stamp.fingerprint(settings, recipe)}
+    step = Step("audit", "x", 1, seal, {"base": base}, settings.model_dump(mode="json"))
     record_recipe(step, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "scripts.audit", str(tmp_path / step.directory)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / step.directory / "audit.json").read_text())
-    assert all(p["passed"] for p in found) and len(found) == (4 if method == "sft" else 8), found
+    assert all(p["passed"] for p in found) and len(found) == (5 if method == "sft" else 8), found

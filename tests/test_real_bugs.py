@@ -15,6 +15,7 @@ from scalpel.artifact.step import Step, record_recipe
 from scalpel.audit.fingerprint import fingerprint
 from scalpel.config.training import TrainSettings
 from scalpel.methods.sft import SFTRecipe
+from tests.finished import finish
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = Path(numpy.__file__).parents[1]
@@ -41,7 +42,8 @@ TrainingArguments.__post_init__ = _off
 class Environment:
     """A virtual environment whose own packages win over this one's."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, base: Path):
+        self.base = base
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         self.python, self.clean = folder / "bin" / "python", os.environ | {"PYTHONPATH": str(ROOT)}
         (self.site,) = (folder / "lib").glob("python*/site-packages")
@@ -65,7 +67,9 @@ class Environment:
         recipe = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=2 * settings.ranks * accumulation)
         seal = fingerprint(settings, recipe)
         assert seal["accumulation"] == accumulation
-        step = Step("audit", "x", 1, {"fingerprint": seal}, {}, settings.model_dump(mode="json"))
+        base = Step("base", "tiny", 1, {})
+        finish(base, results, {"model": self.base})
+        step = Step("audit", "x", 1, {"fingerprint": seal}, {"base": base}, settings.model_dump(mode="json"))
         record_recipe(step, results)
         done = subprocess.run(
             [self.python, "-m", "scripts.audit", results / step.directory], cwd=results, text=True, timeout=900,
@@ -77,8 +81,8 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def affected(tmp_path_factory) -> Environment:
-    made = Environment(tmp_path_factory.mktemp("affected"))
+def affected(tmp_path_factory, tiny_base) -> Environment:
+    made = Environment(tmp_path_factory.mktemp("affected"), tiny_base)
     made.install("deepspeed==0.18.9")
     return made
 
@@ -101,15 +105,15 @@ def test_where_that_deepspeed_is_exact(settings, accumulation, affected, tmp_pat
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_the_installed_deepspeed_passes(accumulation, tmp_path):
-    here = Environment(tmp_path / "here")
+def test_the_installed_deepspeed_passes(accumulation, tiny_base, tmp_path):
+    here = Environment(tmp_path / "here", tiny_base)
     done, probes = here.audit(tmp_path, OFFLOAD, accumulation)
     assert done.returncode == 0 and all(probe["passed"] for probe in probes.values()), done.stderr[-3000:]
 
 
-def test_a_transformers_that_does_not_average_tokens(tmp_path):
+def test_a_transformers_that_does_not_average_tokens(tiny_base, tmp_path):
     """The installed one with average_tokens_across_devices off, whoever asks for it: the mean of rank means."""
-    environment = Environment(tmp_path / "environment")
+    environment = Environment(tmp_path / "environment", tiny_base)
     package = Path(importlib.util.find_spec("transformers").origin).parent
     shutil.copytree(package, environment.site / "transformers", copy_function=os.symlink)
     edited = environment.site / "transformers" / "training_args.py"

@@ -669,7 +669,8 @@ def test_a_probe_that_failed_is_seen_and_an_audit_that_is_gone(tmp_path):
     runs = [Result("train", run, 1, train) for run in ("a", "b", "a")]
     assert audits.audits(runs, str.upper) == [audits.Audit(step.name, ["A", "B"])]
     seal = {"engine": "zero2", "offload": True, "ranks": 2, "accumulation": 4, "packages": {"deepspeed": "0.18.9"}}
-    (step / "recipe.json").write_text(json.dumps({"recipe": {"fingerprint": seal}}))
+    base = {"digest": "1123456789ab", "directory": "results/base/toy-1123456789ab"}
+    (step / "recipe.json").write_text(json.dumps({"recipe": {"fingerprint": seal}, "inputs": {"base": base}}))
     failed = {"name": "accumulation", "passed": False, "found": "1 of rank 0"}
     (step / "audit.json").write_text(json.dumps([failed]))
     (step / "manifest.json").write_text("{}")
@@ -677,5 +678,6 @@ def test_a_probe_that_failed_is_seen_and_an_audit_that_is_gone(tmp_path):
         patch.setattr(audits, "checked", lambda path: path)
         (found,) = audits.audits(runs, str.upper)
     assert found.runs == ["A", "B"] and found.passed == 0 and "deepspeed 0.18.9" in found.packages
-    assert found.how == "engine zero2, CPU offload, 2 ranks, three micro-batches or more a step of each"
+    how = "engine zero2, CPU offload, 2 ranks, three micro-batches or more a step of each"
+    assert found.how == f"{how}, tokenizer and template of toy-1123456789ab"
     assert found.probes.rows[0][4] == "FAILS" and "0.19.0" in found.probes.rows[0][5]

@@ -14,12 +14,13 @@ FIXES = {  # found in words -> package, and what to say
         "the model's loss must take num_items_in_batch (transformers 4.46)",
     ),
 }
-OF_PROBES = {
-    "normaliser": "trl",
-    "clip norm": "accelerate",
-    "chat template": "transformers",
-    "log-prob": "transformers",
+OF_PROBES = {  # beginning of a probe's name -> the packages it is about
+    "normaliser": ("trl",),
+    "clip norm": ("accelerate",),
+    "chat template": ("transformers", "tokenizers"),
+    "log-prob": ("transformers",),
 }
+STEP = ("transformers", "trl")  # of every other probe: who takes the likelihood trainer's step
 VERSIONS = {  # probe -> what it would catch: who has the bug, and from when on not
     "accumulation": FIXES[LOST][1],
     "aggregation": (

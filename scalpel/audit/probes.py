@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from scalpel.artifact.files import write_atomically
-from scalpel.audit.known import FIXES, LOST, OF_PROBES
+from scalpel.audit.known import FIXES, LOST, OF_PROBES, STEP, VERSIONS
 from scalpel.audit.referee import TOLERANCE, Batches, Example, classify
 from scalpel.config.training import TrainSettings
 from scalpel.errors import UserError
@@ -129,12 +129,17 @@ def take_step(
 
 
 def _tokenizer(kind: Any, vocabulary: int) -> Any:
-    """A tokenizer of as many words as the model has ids; the trainer asks it for its padding alone."""
+    """A tokenizer of as many words as the model has ids; the trainer asks it for its padding alone.
+
+    Padding is EOS, as many models' is: a trainer that masks by the padding's id would leave EOS out of the loss.
+    """
     from tokenizers import Tokenizer, models
 
     words = {f"w{i}": i for i in range(vocabulary)}
     made = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    return kind(tokenizer_object=made, pad_token="w0", eos_token=f"w{vocabulary - 1}", bos_token="w0")
+    return kind(
+        tokenizer_object=made, bos_token="w0", **dict.fromkeys(("pad_token", "eos_token"), f"w{vocabulary - 1}")
+    )
 
 
 def probe(settings: TrainSettings, accumulation: int) -> list[Probe]:
@@ -164,9 +169,16 @@ def probe(settings: TrainSettings, accumulation: int) -> list[Probe]:
     ]
 
 
-def audit(settings: TrainSettings, fingerprint: dict, out: Path) -> None:
-    """Run the probes and write out/audit.json; UserError naming the probe that failed and what is known of it."""
+def audit(settings: TrainSettings, fingerprint: dict, base: Path, out: Path) -> None:
+    """Run the probes and write out/audit.json; UserError naming the probe that failed and what is known of it.
+
+    base: the directory of the model that the runs start from; its tokenizer and template are probed.
+    """
     probes = probe(settings, fingerprint["accumulation"])
+    if Ranks.here().first:
+        from scalpel.audit.chat_probe import chat_template
+
+        probes.append(chat_template(base))
     if asked := fingerprint.get("rollouts"):
         from scalpel.audit.rollout_probes import rollout_probes
 
@@ -183,12 +195,23 @@ def audit(settings: TrainSettings, fingerprint: dict, out: Path) -> None:
 
 
 def known(failed: Probe) -> str:
-    """What is known of a wrong objective: the version that has it and the one that does not."""
-    package: str | None
+    """What is known of a wrong objective: the version that has it and the one that does not, and what is installed.
+
+    Where the objective itself is none that is known, what the probe is there for, and the packages that take the step.
+    """
     for names, (package, words) in FIXES.items():
         if any(name in failed.found for name in names) or (failed.name == "accumulation" and names is LOST):
-            return f" Installed is {package} {metadata.version(package)}; {words}."
-    package = next((package for name, package in OF_PROBES.items() if failed.name.startswith(name)), None)
-    if package:
-        return f" Installed is {package} {metadata.version(package)}; no version that does so is known here."
-    return ""
+            return f" Installed is {installed(package)}; {words}."
+    packages = next((named for name, named in OF_PROBES.items() if failed.name.startswith(name)), STEP)
+    on_record = f"on record: {VERSIONS[failed.name]}" if failed.name in VERSIONS else ""
+    verb = "is" if len(packages) == 1 else "are"
+    here = " and ".join(map(installed, packages))
+    return f" Installed {verb} {here}; {on_record or 'no version that does so is known here'}."
+
+
+def installed(package: str) -> str:
+    """A package with its version."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no {package}"

@@ -4,8 +4,6 @@
   that of sum(-A log p) over *something*: the referee says over what, whatever the recipe calls it. A method that learns
   from traces, too, is compared with its whole formula (scalpel/audit/formulas.py): weights, advantages, likelihoods.
 * clip norm: the same step with half the gradient's norm as `max_grad_norm`; the step's own norm is what acted.
-* chat template: ids of one conversation as SFT, the rollouts, KL and both harnesses of evaluation make them, and the
-  token that ends it, under every named template.
 * log-probabilities: those that an inference engine gives its completions against the trainer's of the same tokens.
 """
 
@@ -17,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,12 +25,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from scalpel.audit.chat_probe import ROW
 from scalpel.audit.formulas import BRANCHES, FORMULAS, Referee, asked_for, candidates, gradient_of, loss_of
 from scalpel.audit.probes import Probe, tiny_model
 from scalpel.audit.referee import TOLERANCE, Example, negative_log_likelihood
-from scalpel.chat import TEMPLATES, load_tokenizer, template_text, token_ids
+from scalpel.chat import load_tokenizer, template_text
 from scalpel.config.training import Trainable, TrainSettings
-from scalpel.inference.requests import Completion, Request
 from scalpel.methods import METHODS
 from scalpel.methods.loop import Saving, TrainingRun
 from scalpel.methods.ranks import Ranks
@@ -41,8 +39,6 @@ from scalpel.methods.schedule import Questions
 
 NATS = {"transformers": 1e-4, "vllm": 1e-3}  # by which an engine's log-probabilities may differ from the trainer's
 MOST = 24  # tokens of a completion
-ROW = {"uuid": "u", "problem": "Tom has 2 pens and gets 3 more. How many?", "answer": "5",
-       "trace": "<think>\n2 + 3 = 5\n</think>\n<answer>\n5\n</answer>"}  # fmt: skip
 REASONING = ("2 + 3 = 5", "5", "3 = 5")  # of the questions' traces, in turn: unequal over micro-batches
 OF_LOSS_TYPES = {  # GRPO's names for it
     "dr_grpo": "sequences x max_completion_tokens",
@@ -352,69 +348,6 @@ def none_known(difference: float) -> str:
     return f"none that is known (nearest differs by {difference:.2g})"
 
 
-def ids_by_stage(folder: Path) -> dict[str, tuple[list[int], list[int]]]:
-    """(ids of the prompt, of the whole conversation) as each stage makes them from the tokenizer in `folder`."""
-    from lighteval.tasks.requests import Doc
-
-    from scalpel.analysis.kl import tokenised
-    from scalpel.config.evaluation import EvaluationRecipe
-    from scalpel.evaluation.lighteval_engine import LightevalEngine
-    from scalpel.evaluation.lm_eval_engine import LMEvalEngine
-    from scalpel.methods.sft import SFTRecipe
-    from scalpel.methods.sft_trainer import tokenized
-
-    tokenizer = load_tokenizer(folder)
-    sft = tokenized(tokenizer, {0: ROW}, [0], SFTRecipe(learning_rate=1, epochs=1, loss_on="completion"))[0]
-    kl = tokenised(tokenizer, 0, ROW["problem"], ROW["trace"])
-    rollouts = RolloutTrainer.__new__(RolloutTrainer)
-    rollouts.processing_class, rollouts.rows, rollouts.prompts = tokenizer, {0: ROW}, {}
-    rollouts.recipe = cast("Any", METHODS["grpo"].Recipe)(learning_rate=1)
-    heard: list[Request] = []
-
-    class Heard:
-        """What is asked of an engine."""
-
-        max_length = 10**6
-
-        def complete(self, requests: Sequence[Request], *_: Any) -> list[list[Completion]]:
-            heard.extend(requests)
-            return [[] for _ in requests]
-
-    doc = Doc(query=ROW["problem"], choices=[""], gold_index=0, task_name="x", id="0", generation_size=1, num_samples=1)
-    LightevalEngine(
-        cast("Any", Heard()), tokenizer, EvaluationRecipe(tasks=cast("Any", {"math_500": {}}))
-    ).greedy_until([doc])
-    harness = LMEvalEngine(cast("Any", Heard()), tokenizer, 1)
-    turn = harness.apply_chat_template([{"role": "user", "content": ROW["problem"]}])
-    whole = token_ids(tokenizer, ROW["problem"], ROW["trace"])
-    return {
-        "SFT": (sft["input_ids"][: sft["trained_from"]], sft["input_ids"]),
-        "rollouts": (rollouts.prompt(0), rollouts.prompt(0) + rollouts.trace(0)),
-        "KL": (kl.ids[: kl.solution_start], kl.ids),
-        "evaluation by LightEval": (heard[0].prompt, whole),
-        "evaluation by lm-eval": (harness.tok_encode(turn), whole),
-    }
-
-
-def chat_template() -> Probe:
-    """Whether every stage feeds the same ids, and the token that ends a trained answer ends a sampled one."""
-    from scalpel.inference.requests import end_tokens
-
-    wrong = []
-    names = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="scalpel_") as folder:
-            tokenizer = tokenizer_in(Path(folder), name)
-            found = ids_by_stage(Path(folder))
-        wrong += [f"{stage} under {name}" for stage, ids in found.items() if ids != found["SFT"]]
-        if found["SFT"][1][-1] not in end_tokens(None, tokenizer.eos_token_id):
-            wrong.append(f"the end of an answer under {name}")
-        if tokenizer.pad_token_id == tokenizer.eos_token_id:
-            wrong.append(f"padding, which is EOS, under {name}")
-    said = ", ".join(wrong) or f"none ({', '.join(names)})"
-    return Probe("chat template", not wrong, f"other ids than SFT's: {said}", "SFT's ids in every stage", "none")
-
-
 ENGINE = """
 import json, sys
 from pathlib import Path
@@ -489,7 +422,5 @@ def rollout_probes(asked: dict, settings: TrainSettings, accumulation: int) -> l
     found = normaliser_and_clip(asked, settings, accumulation)
     if Ranks.here().first:
         kind = asked["inference"]
-        found += [
-            chat_template(), log_probabilities(kind, asked, settings) if Ranks.here().count == 1 else alone(kind, asked)
-        ]  # fmt: skip
+        found.append(log_probabilities(kind, asked, settings) if Ranks.here().count == 1 else alone(kind, asked))
     return found

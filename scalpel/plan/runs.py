@@ -88,7 +88,9 @@ class Runs:
         seal = fingerprint(settings, spec.recipe)
         name_of_audit = f"{seal['engine']}.{seal['ranks']}x{seal['accumulation']}"
         name_of_audit += f".{spec.recipe.method}" if "rollouts" in seal else ""
-        audit = self.steps.add("audit", name_of_audit, {"fingerprint": seal}, {}, settings.model_dump(mode="json"))
+        audit = self.steps.add(
+            "audit", name_of_audit, {"fingerprint": seal}, {"base": base}, settings.model_dump(mode="json")
+        )
         train = self.steps.add(
             "train", name if len(spec.seeds) == 1 else f"{name}.s{seed}", spec.recipe.identity(), inputs,
             settings.model_dump(mode="json"),

@@ -47,7 +47,8 @@ def audits(trained: Iterable[Result], label: Callable[[str], str], page: Path | 
 def _audit(step: Path, runs: list[str], page: Path | None) -> Audit:
     if not (step / MANIFEST).is_file():
         return Audit(step.name, runs)
-    seal = read_json(step / RECIPE)["recipe"]["fingerprint"]
+    recorded = read_json(step / RECIPE)
+    seal, base = recorded["recipe"]["fingerprint"], recorded.get("inputs", {}).get("base")
     probes = json.loads(checked(step / "audit.json").read_text())
     rows = [
         [
@@ -63,6 +64,7 @@ def _audit(step: Path, runs: list[str], page: Path | None) -> Audit:
     how = f"engine {seal['engine']}{', CPU offload' if seal['offload'] else ''}, {seal['ranks']} "
     how += f"rank{'s' if seal['ranks'] > 1 else ''}, {_many(seal['accumulation'])} a step of each"
     how += f", {seal['rollouts']['method']}" if "rollouts" in seal else ""
+    how += f", tokenizer and template of {Path(base['directory']).name}" if base else ""
     packages = ", ".join(f"{name} {version}" for name, version in seal["packages"].items())
     passed = sum(probe["passed"] for probe in probes)
     return Audit(link(step / "audit.json", page, step.name), runs, how, packages, passed, Table(COLUMNS, rows))
