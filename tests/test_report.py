@@ -230,11 +230,33 @@ def test_who_wins_at_equal_budgets_is_counted():
     ]
 
 
+def test_what_bugs_would_have_changed_is_said():
+    columns = ["run", "gain − without bugs", "gain − best", "best"]
+    rows = [
+        ("then RL", "–", "+3.0 [+1.0, +5.0]", "HPT"),
+        ("then RL, A", "-9.0 [-9.9, -8.0]", "-6.0 [-7.0, -5.0]", "HPT"),
+        ("SFT", "–", "+0.5 [-1.0, +2.0]", "HPT"),
+        ("SFT, A", "-9.0 [-9.9, -8.0]", "-8.5 [-9.0, -8.0]", "HPT"),
+        ("SFT, B", "-1.0 [-2.0, -0.5]", "-0.5 [-2.0, +1.0]", "HPT"),
+        ("SFT, C", "not asked", "not asked", "HPT"),
+        ("other", "–", "not asked", "HPT"),
+    ]
+    (said,) = answer.with_bugs(tables.Table([tables.Column(name) for name in columns], rows))
+    assert said.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-") == (
+        "What bugs of SFT do to the difference to the mixed-policy method that gains most (HPT), in points: "
+        "of then RL it is +3.0 [+1.0, +5.0] without bugs and -6.0 [-7.0, -5.0] (then RL, A) with them; of SFT "
+        "it is +0.5 [-1.0, +2.0] without bugs and -8.5 [-9.0, -8.0] (SFT, A) to -0.5 [-2.0, +1.0] (SFT, B) "
+        "with them. With 2 of 3 of these bugs the verdict would have been another (more, less or undecided)."
+    )
+    assert answer.with_bugs(tables.Table([tables.Column(name) for name in columns], rows[-1:])) == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
         ({"runs": ["gpro"]}, "answer: no run of it is named 'gpro'; did you mean 'grpo'"),
         ({"control": "sft_matchd"}, "did you mean 'sft_matched'"),
+        ({"bugs": "equal_budget"}, "bugs: 'equal_budget' is no exhibit of kind bug_effect"),
         ({"equal": "frontier"}, "equal: 'frontier' is no exhibit of kind equal_budget"),
         ({"picture": "fronteer"}, "picture: no exhibit of it is named 'fronteer'; did you mean 'frontier'"),
     ],

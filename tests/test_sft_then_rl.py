@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from scalpel import exhibits
 from scalpel.errors import UserError
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.paper_table import ours
@@ -273,6 +274,45 @@ def render_files(made, name: str):
     plan.record()
     render(root / plan.drawings[STUDY, name].recipe_path)
     return [root / file for file in plan.drawings[STUDY, name].files]
+
+
+def test_what_bugs_would_have_changed(made):
+    """Against plain means of last checkpoints."""
+    plan, _ = made
+    frame = table(made, "bug_effect", STUDY).set_index("run")
+    arms = set(plan.drawings[STUDY, "bugs"].recipe["options"]["runs"])
+    assert set(frame.index) == arms | {"sft_then_rl", "sft_then_rl_buggy"}
+    _, results, options = shown(made, "bug_effect", STUDY)
+    scores = results.scores()
+    last = scores[scores["step"] == scores.groupby(["run", "seed"])["step"].transform("max")]
+    value = 100 * last[last["task"] == "math_500"].groupby("run")["value"].mean()
+    best = value[list(options.rivals)].idxmax()
+    assert set(frame["best"]) == {best}
+    for run, row in frame.iterrows():
+        right = "sft_then_rl" if run.startswith("sft_then_rl") else "sft"
+        others = {"gain": "base", "gain − without bugs": right, "gain − whole": "sft_then_rl", "gain − best": best}
+        for column, other in others.items():
+            if run == other:
+                assert row[column] == ""
+            else:
+                assert float(row[column].split()[0]) == pytest.approx(value[run] - value[other], abs=0.051), column
+        assert row["seeds"] == ("1" if run == "sft_then_rl_buggy" else "3")
+    assert tuple(frame.loc["sft_then_rl_buggy", ["micro_batches", "loss_mean"]]) == (
+        "first and last", "mean of micro-batch means",
+    )  # fmt: skip
+    label = Style(plan.drawings[STUDY, "bug_effect"].recipe["looks"], (), ExhibitOptions()).label
+    (said,) = answer.with_bugs(of_csv(render_files(made, "bug_effect")[0], label))
+    assert "; of SFT it is " in said and "(buggy SFT, then GRPO) with them" in said and " of 9 of these bugs" in said
+    with pytest.raises(UserError, match="'sfft' is none of the runs shown; did you mean 'sft'"):
+        table(made, "bug_effect", STUDY, right={"sft_then_rl": ["sfft"]})
+    alone = results.only(lambda result: result.run != "hpt")
+    with pytest.raises(UserError, match="bug_effect: 'hpt' is not among its evaluated runs"):
+        exhibits.find("bug_effect", made[1], "x").module.table(alone, options)
+
+
+def test_the_cluster_has_three_seeds_of_the_buggy_chain(tmp_path):
+    study = synthetic.plan_of(tmp_path, {"studies": [STUDY], "scale": "cluster"}).config.studies[STUDY]
+    assert study.runs["sft_then_rl_buggy"].seeds == study.runs["sft_then_rl"].seeds == (42, 43, 44)
 
 
 def test_what_further_methods_go_by_is_drawn_each_in_panels_of_its_own(made):

@@ -170,16 +170,18 @@ def _papers(name: str, path: str, workflow: Path) -> dict[str, dict]:
 
 def _check_answer(study: Study, where: str) -> None:
     """Runs and exhibits that the answer names must be the study's."""
+    kinds = {"equal": "equal_budget", "bugs": "bug_effect"}
     for run in (*study.answer.runs, *filter(None, [study.answer.control])):
         if run not in study.runs:
             raise UserError(f"{where}: no run of it is named {run!r}{nearest(run, study.runs)}.")
-    for field in ("picture", "equal"):
+    for field in ("picture", *kinds):
         name = getattr(study.answer, field)
         if name is not None and name not in study.exhibits:
             raise UserError(f"{where}: {field}: no exhibit of it is named {name!r}{nearest(name, study.exhibits)}.")
-    equal = study.answer.equal
-    if equal is not None and study.exhibits[equal].get("kind", equal) != "equal_budget":
-        raise UserError(f"{where}: equal: {equal!r} is no exhibit of kind equal_budget; name one, or leave it out.")
+    for field, kind in kinds.items():
+        name = getattr(study.answer, field)
+        if name is not None and study.exhibits[name].get("kind", name) != kind:
+            raise UserError(f"{where}: {field}: {name!r} is no exhibit of kind {kind}; name one, or leave it out.")
 
 
 def _setting(name: str, file: StudyFile, scale: Scale, raw: dict, where: str) -> Setting:

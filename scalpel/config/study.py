@@ -80,6 +80,7 @@ class Answer(Strict):
     control: Name | None = None  # the run that could explain their difference away, compared with the first of them
     picture: Name | None = None  # the exhibit that shows it, whose `gain` and `kept` name the tasks; None: the frontier
     equal: Name | None = None  # an exhibit of equal budgets, of which a sentence says who wins; None: no sentence
+    bugs: Name | None = None  # an exhibit of kind bug_effect, of which a sentence says what bugs change; None: none
 
 
 NoneIsEmpty = Annotated[Answer, BeforeValidator(lambda value: {} if value is None else value)]

@@ -12,7 +12,7 @@ from scalpel.claims.judge import Evidence
 from scalpel.claims.measures import gap
 from scalpel.config.types import BASE
 from scalpel.exhibits.results import task_name
-from scalpel.report.tables import Table
+from scalpel.report.tables import NONE, Table
 
 SIDES = ("gain", "kept")
 SHOWN = 3  # runs, where the study names none
@@ -28,10 +28,10 @@ class Answer(NamedTuple):
 
 def answer(
     asked: dict, exhibits: dict[str, dict], evidence: Evidence, trained: Sequence[str],
-    label: Callable[[str], str] = str, equal: Table | None = None,
+    label: Callable[[str], str] = str, equal: Table | None = None, bugs: Table | None = None,
 ) -> Answer:  # fmt: skip
     """asked: the study's `answer` (scalpel/config/study.py). exhibits: name -> recipe. trained: the study's runs.
-    equal: the table of equal budgets that it names."""
+    equal, bugs: the tables of equal budgets and of bugs that it names."""
     picture = asked["picture"] or next((name for name in exhibits if exhibits[name]["kind"] == "frontier"), None)
     options = exhibits[picture]["options"] if picture else {}
     if "gain" not in options or "kept" not in options:
@@ -43,6 +43,8 @@ def answer(
         sentences.append(scales.compared(asked["control"], runs[0]))
     if equal is not None:
         sentences += at_equal_budgets(equal)
+    if bugs is not None:
+        sentences += with_bugs(bugs)
     return Answer(asked["question"], sentences, picture)
 
 
@@ -55,7 +57,7 @@ def at_equal_budgets(table: Table) -> list[str]:
         there = [row for row in rows if _has(row["gain"])]
         if len(there) < 2:
             continue
-        most = max(there, key=lambda row: float(row["gain"].split()[0]))
+        most = max(there, key=lambda row: _value(row["gain"]))
         text = f"Within {budget}, what {whose} spent in all, {most['run']} gains most, {_page(most['gain'])} points"
         if _has(most["gain − whose"]):
             owner = next((row["run"] for row in there if whose.startswith(row["run"])), whose)
@@ -69,6 +71,37 @@ def at_equal_budgets(table: Table) -> list[str]:
             text += f"keep more and {lost} less (intervals without 0)."
         paragraphs.setdefault(budget.split()[-1], []).append(text)
     return [" ".join(texts) for texts in paragraphs.values()]
+
+
+def with_bugs(table: Table) -> list[str]:
+    """One sentence: each run without bugs minus the best mixed-policy method, the same with bugs, least and most, and
+    how many of them would have changed on which side of 0 its interval lies, if on any. The table is that of
+    scalpel/exhibits/bug_effect.py."""
+    families: list[list[dict[str, str]]] = []
+    for row in _rows(table):
+        if row["gain − without bugs"] == NONE:
+            families.append([])
+        families[-1].append(row)
+    parts, other, count, best = [], 0, 0, ""
+    for right, *faulty in families:
+        known = sorted((row for row in faulty if _has(row["gain − best"])), key=lambda row: _value(row["gain − best"]))
+        if not known or not _has(right["gain − best"]):
+            continue
+        ends = " to ".join(f"{_page(row['gain − best'])} ({row['run']})" for row in (known[0], *known[1:][-1:]))
+        best, count = right["best"], count + len(known)
+        other += sum(_sign(row["gain − best"]) != _sign(right["gain − best"]) for row in known)
+        parts.append(f"of {right['run']} it is {_page(right['gain − best'])} without bugs and {ends} with them")
+    if not parts:
+        return []
+    return [
+        f"What bugs of SFT do to the difference to the mixed-policy method that gains most ({best}), in points: "
+        f"{'; '.join(parts)}. With {other} of {count} of these bugs the verdict would have been another (more, less or "
+        "undecided)."
+    ]
+
+
+def _value(text: str) -> float:
+    return float(text.split()[0])
 
 
 def _rows(table: Table) -> list[dict[str, str]]:

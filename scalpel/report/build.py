@@ -100,10 +100,11 @@ def page(opened: drawing.Opened, shown: dict[str, Exhibit]) -> str:
     rivals = next((one["options"]["runs"] for one in recorded.values() if one["kind"] == "rivals"), ())
     evidence = measured(results, rivals)
     found = _decided(recipe, opened.name, evidence, label)
-    equal = shown.get(recipe["answer"]["equal"])
+    equal, bugs = (shown.get(recipe["answer"][field]) for field in ("equal", "bugs"))
     said = answer.answer(
-        recipe["answer"], recorded, evidence, list(recipe["runs"]), label, equal.table if equal else None
-    )
+        recipe["answer"], recorded, evidence, list(recipe["runs"]), label,
+        equal.table if equal else None, bugs.table if bugs else None,
+    )  # fmt: skip
     evaluation = dict(recipe["evaluation"])
     foreign = Results.of_entries([entry for one in shown.values() for entry in one.entries], opened.results).found
     seeds = {label(run): described["seeds"] for run, described in recipe["runs"].items()}

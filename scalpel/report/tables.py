@@ -55,13 +55,13 @@ def of_csv(path: Path, label: Callable[[str], str]) -> Table:
 
     A column and the one called <column> ± become one, value ± standard error. Columns called published... and rows
     whose column `of` says published are faint. label: the name people use for a run, which may be a column's name or
-    stand in a column `run`, or, several joined by "and", in a column `whose`.
+    stand in a column `run` or `best`, or, several joined by "and", in a column `whose`.
     """
     import pandas as pd
 
     frame = pd.read_csv(path, skiprows=1, dtype=str, keep_default_na=False).apply(_typed)
-    if "run" in frame:
-        frame["run"] = frame["run"].map(label)
+    for name in {"run", "best"} & set(frame):
+        frame[name] = frame[name].map(label)
     if "whose" in frame:
         frame["whose"] = [" and ".join(map(label, runs.split(" and "))) for runs in frame["whose"]]
     names = [name for name in frame.columns if not (name.endswith(ERROR) and name.removesuffix(ERROR) in frame)]
