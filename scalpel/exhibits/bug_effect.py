@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from scalpel.exhibits.results import Results
 
 READS = ("train", "evaluate")
-CODE = ("claims/estimate.py", "claims/evidence.py", "claims/judge.py", "exhibits/equal_budget.py", "exhibits/bugs.py")
+CODE = (
+    "claims/estimate.py", "claims/evidence.py", "claims/judge.py",
+    "exhibits/bugs.py", "exhibits/equal_budget.py", "exhibits/paper_table.py", "exhibits/rivals.py",
+)  # fmt: skip
 
 
 class Options(ExhibitOptions):
