@@ -32,8 +32,8 @@ GIT, LFS = "sha1", "sha256"  # by which the hub names a file: of the git blob, o
 def fetch(recipe: dict, out: Path) -> None:
     """Download ``recipe["repo"]`` at ``recipe["revision"]`` into `out`; files that are there whole are kept.
 
-    Of a dataset, the files matching ``recipe["files"]``; jsonl and csv are converted to parquet. Every file is hashed
-    against the hub's listing of that commit. Of GitHub, one file of known sha256.
+    The files matching ``recipe["files"]``, which a model may go without; a dataset's jsonl and csv are converted to
+    parquet. Every file is hashed against the hub's listing of that commit. Of GitHub, one file of known sha256.
     Raises UserError, or Passing for what may pass by itself.
     """
     if recipe["type"] == "github":
@@ -49,7 +49,8 @@ def fetch(recipe: dict, out: Path) -> None:
             "give it: `overrides: {datasets: {<its name>: {source: {revision: <40 digits>}}}}`, or the path of a copy."
         )
     chosen: dict[str, Any]
-    chosen = {"allow_patterns": MODEL_FILES if model else recipe["files"], "ignore_patterns": BELOW if model else None}
+    wished = recipe.get("files", MODEL_FILES) if model else recipe["files"]
+    chosen = {"allow_patterns": wished, "ignore_patterns": BELOW if model else None}
     whose: dict[str, Any] = {"repo_type": recipe["type"], "revision": revision}
     with hub_errors(f"{repo}@{revision[:8]}"):
         entries = HfApi().list_repo_tree(repo, recursive=True, **whose)

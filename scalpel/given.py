@@ -18,6 +18,7 @@ from scalpel.config.study import Config
 from scalpel.errors import UserError
 
 REVISIONS = "revisions.yaml"  # beside config.yaml: "<repo>@<branch>" -> commit hash, written by make resolve
+TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")  # the first counts where there are both
 ADAPTER = "adapter_config.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LAYOUTS = (  # how a directory for one step is called, and where the model lies in it
@@ -99,6 +100,27 @@ def tokenizer_files(directory: Path, templates: bool) -> list[Path]:
     if templates:
         found += [*directory.glob("*.jinja"), *directory.glob("additional_chat_templates/*.jinja")]
     return sorted(found)
+
+
+def template_files(directory: Path) -> list[Path]:
+    """The files that a saved model's own chat template may stand in, the one that counts first."""
+    return [directory / name for name in TEMPLATE_FILES if (directory / name).is_file()]
+
+
+def own_template(directory: Path, where: str = "") -> str:
+    """The chat template that lies with a saved model, ``default`` where it has several; UserError when none does."""
+    where = f"{where}: " if where else ""
+    for path in template_files(directory):
+        try:
+            text = path.read_text()
+            found = text if path.suffix == ".jinja" else json.loads(text).get("chat_template")
+        except (ValueError, AttributeError):
+            raise UserError(f"{where}{path} is damaged: it holds no JSON object; save the tokenizer again.") from None
+        if isinstance(found, list):  # [{"name": ..., "template": ...}]
+            found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
+        if isinstance(found, str) and found:
+            return found
+    raise UserError(f"{where}{directory} holds no chat template of its own; name another in `chat_template`.")
 
 
 def read_revisions(root: Path) -> dict[str, str]:

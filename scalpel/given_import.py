@@ -1,7 +1,8 @@
 """Checkpoints made elsewhere put into the form of a trained run: checkpoints/, checkpoints.json, log.parquet.
 
 Weights are linked where the file system can, else copied; tokenizer, template and generation settings are the base
-model's, so that all stages render alike. What the trainer logged is read from trainer_state.json where there is one.
+model's, so that all stages render alike; a run that names a chat template is laid out once more with that. What the
+trainer logged is read from trainer_state.json where there is one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import pyarrow.parquet as pq
 from scalpel.analysis.tensors import open_tensors
 from scalpel.artifact.checking import unchanged
 from scalpel.artifact.files import write_atomically
+from scalpel.chat import check_template, load_tokenizer
 from scalpel.errors import UserError
-from scalpel.given import model_files
+from scalpel.given import model_files, own_template
+from scalpel.inference.requests import end_tokens
 from scalpel.progress import track
 
 COLUMNS = {  # names in the logs of transformers and TRL -> names in log.parquet
@@ -37,15 +40,18 @@ SEEN = "num_tokens"  # TRL's count of tokens since the start of training
 ALIKE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, output: str | None) -> None:
+def take_in(
+    sources: dict[int, Path], base: Path, recipe: dict, out: Path, output: str | None, own: Path | None = None
+) -> None:
     """Lay the model directories `sources` (by optimizer step) out in `out`.
 
     base: the base model. recipe: the step's, with the files' sha256 as the plan saw them and, if known,
-    questions_per_step, tokens_per_step and written_per_step. output: the trainer's output directory, which may hold
-    its log.
+    questions_per_step, tokens_per_step and written_per_step; its chat_template takes the place of the base model's,
+    None standing for the one that lies in `own`. output: the trainer's output directory, which may hold its log.
     Raises UserError naming the checkpoint that changed since the plan or is not one of this base model.
     """
     listing = []
+    template = _template(recipe, own) if "chat_template" in recipe else None
     with ExitStack() as stack:
         wanted = {name: stored.shape for name, stored in open_tensors(base, stack).items()}
     for index, (step, source) in enumerate(track(sorted(sources.items()), "checkpoints taken in"), start=1):
@@ -62,6 +68,8 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
         for path in base.iterdir():
             if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
                 shutil.copyfile(path, target / path.name)
+        if template is not None:
+            put_template(target, template)
         listing.append({"index": index, "step": step, "path": f"checkpoints/{target.name}"})
     last = max(sources)
     states = [directory / "trainer_state.json" for directory in (sources[last], *([Path(output)] if output else []))]
@@ -71,6 +79,32 @@ def take_in(sources: dict[int, Path], base: Path, recipe: dict, out: Path, outpu
     if log:
         pq.write_table(pa.Table.from_pylist(log), out / "log.parquet", compression="zstd")
     write_atomically(out / "checkpoints.json", json.dumps(listing, indent=1) + "\n")
+
+
+def _template(recipe: dict, own: Path | None) -> str:
+    """The text of the recipe's chat template; UserError when its file changed since the plan, or none is there."""
+    if recipe["chat_template"] is not None:
+        return recipe["chat_template"]
+    assert own is not None
+    with unchanged({own / name: digest for name, digest in recipe.get("template", {}).items()}):
+        return own_template(own)
+
+
+def put_template(model: Path, template: str) -> None:
+    """Give a saved model, whose tokenizer is its base model's, another chat template.
+
+    A special token that ends the template's turns ends completions, too: generation_config.json names it beside EOS.
+    Raises UserError for a template that the stages cannot render by.
+    """
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = template
+    ends = check_template(tokenizer, f"{model}: the run's `chat_template`", trained=False)
+    tokenizer.save_pretrained(model)
+    path = model / "generation_config.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    known = end_tokens(content.get("eos_token_id"), tokenizer.eos_token_id)
+    if ends - known:
+        write_atomically(path, json.dumps(content | {"eos_token_id": sorted(known | ends)}, indent=2) + "\n")
 
 
 def read_log(path: Path, recipe: dict) -> list[dict]:

@@ -12,7 +12,8 @@ def produce(job: Job) -> None:
 
     fetched = {int(step): checked_folder(directory / "files") for step, directory in job.inputs_of("fetch").items()}
     sources = fetched or {int(step): Path(path) for step, path in job.settings["paths"].items()}
-    take_in(sources, job.inputs["base"] / "model", job.recipe, job.directory, job.settings.get("output"))
+    last = checked_folder(job.inputs["template"] / "files") if "template" in job.inputs else sources[max(sources)]
+    take_in(sources, job.inputs["base"] / "model", job.recipe, job.directory, job.settings.get("output"), last)
 
 
 if __name__ == "__main__":

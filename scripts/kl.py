@@ -9,13 +9,15 @@ from scalpel.config.analysis import KLRecipe, KLSettings
 def produce(job: Job) -> None:
     from scalpel.analysis.kl import kl
 
+    found = checkpoints(job.inputs["checkpoints"])
     kl(
         reference(job.inputs),
-        [(c.step, c.path) for c in checkpoints(job.inputs["checkpoints"])],
+        [(c.step, c.path) for c in found],
         job.file("questions", "questions.parquet"),
         KLRecipe.of_identity(job.recipe),
         KLSettings.model_validate(job.settings),
         job.directory,
+        rendered_by=found[-1].path,  # the base model's template, but of a given run that names its own
     )
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from scalpel.analysis.weight_change import weight_change
 from scalpel.artifact.identity import sha256_file
-from scalpel.chat import load_tokenizer
+from scalpel.chat import load_tokenizer, template_text
 from scalpel.checkpoints import checkpoints
 from scalpel.errors import UserError
 from scalpel.given import find_checkpoints, model_files
@@ -126,6 +126,48 @@ def test_what_the_config_says_of_a_run_that_left_no_log(tiny_base, tmp_path):
     take_in({3: tiny_base}, tiny_base, sizes, tmp_path, None)
     log = pq.read_table(tmp_path / "log.parquet").to_pylist()
     assert [(row["step"], row["questions"], row["tokens"]) for row in log] == [(1, 8, 1000), (2, 8, 1000), (3, 8, 1000)]
+
+
+TURNS = (  # of a template whose turns end in another token than EOS
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|pad|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def test_a_run_is_asked_by_a_template_of_its_own(tiny_base, tmp_path):
+    model = tmp_path / "theirs"
+    shutil.copytree(tiny_base, model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TURNS}]
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several}))
+    theirs = template_text("sft_then_rl")
+    for number, (recipe, text) in enumerate((({"chat_template": theirs}, theirs), ({"chat_template": None}, TURNS))):
+        out = tmp_path / f"out{number}"
+        take_in({1: model}, tiny_base, recipe, out, None, model)
+        (found,) = checkpoints(out)
+        tokenizer = load_tokenizer(found.path)
+        assert tokenizer.chat_template == text and tokenizer.get_vocab() == load_tokenizer(tiny_base).get_vocab()
+        assert (found.path / "model.safetensors").samefile(model / "model.safetensors")
+    ends = json.loads((found.path / "generation_config.json").read_text())["eos_token_id"]
+    assert set(ends) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|pad|>")}
+    assert load_tokenizer(tiny_base).chat_template != text, "the base model's stays"
+
+
+def test_a_template_that_nothing_can_be_rendered_by_is_refused(tiny_base, tmp_path):
+    for text, sentence in (
+        ("{{ x.y.z }}", "does not render"),
+        ("{{ messages }}", "is not the beginning"),
+        (TURNS.replace("<|pad|>", "."), "does not end in a special token of the base model's"),
+    ):
+        with pytest.raises(UserError, match=f"the run's `chat_template`.*{sentence}"):
+            take_in({1: tiny_base}, tiny_base, {"chat_template": text}, tmp_path / "out", None)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="holds no chat template of its own"):
+        take_in({1: tiny_base}, tiny_base, {"chat_template": None}, tmp_path / "out", None, tmp_path / "none")
+    (tmp_path / "none" / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is damaged"):
+        take_in({1: tiny_base}, tiny_base, {"chat_template": None}, tmp_path / "out", None, tmp_path / "none")
 
 
 @pytest.fixture

@@ -377,6 +377,46 @@ def test_given_branches_of_the_hub_are_resolved_to_commits(tmp_path):
     assert [s.recipe["revision"] for r, s in step.inputs.items() if r.startswith("fetch/")] == ["d" * 40, "c" * 40]
 
 
+def test_a_given_run_s_template_reaches_what_is_rendered_by_it(outputs):
+    path = outputs("checkpoint-3", "checkpoint-20")
+
+    def raw(**given) -> dict:
+        runs = {"mine": {"given": {"kind": "local", "path": str(path)} | given}}
+        return {"runs": runs | {"then": SFT | {"start_from": "mine"}, "of_it": SFT | {"data_from": "mine"}}}
+
+    named, before = raw(chat_template="sft_then_rl"), raw()
+    new = set(new_steps(named, before))
+    rendered = {"given/mine", "evaluate/mine", "kl/mine", "generate/mine", "order/mine"}
+    assert {s for s in new if s.endswith("/mine")} == rendered
+    assert not any(s.endswith("/then") for s in new), "it trains under the base model's"
+    assert lost_steps(named, before).isdisjoint({"given/mine", "weight_change/mine"}), "weights know no template"
+    run = plan(named).run("scalpel_vs_hammer", "mine", 0)
+    assert "This is the problem" in run.asked.recipe["chat_template"] and "chat_template" not in run.checkpoints.recipe
+    assert run.spec.described()["given"]["chat_template"] == "sft_then_rl"
+    unnamed = plan(before).run("scalpel_vs_hammer", "mine", 0)
+    assert "chat_template" not in unnamed.spec.described()["given"] and unnamed.asked is unnamed.checkpoints
+    with pytest.raises(UserError, match=r"run 'mine': given\.chat_template: 'olmo' is neither a template \(.*own\)"):
+        plan(raw(chat_template="olmo"))
+    with pytest.raises(UserError, match=r"checkpoint-20 holds no chat template of its own; name another"):
+        plan(raw(chat_template="own"))
+    (path / "checkpoint-20" / "tokenizer_config.json").write_text('{"chat_template": "{{ a }}"}')
+    first = plan(raw(chat_template="own")).run("scalpel_vs_hammer", "mine", 0)
+    (path / "checkpoint-20" / "chat_template.jinja").write_text("{{ b }}")
+    second = plan(raw(chat_template="own")).run("scalpel_vs_hammer", "mine", 0)
+    assert first.asked.recipe["chat_template"] is None and first.asked.digest != second.asked.digest
+    assert first.checkpoints.digest == second.checkpoints.digest
+
+
+def test_the_template_of_a_model_on_the_hub_is_fetched_by_itself():
+    given = {"kind": "hub", "repo": "a/b", "checkpoints": {29: "d" * 40, 58: "c" * 40}, "chat_template": "own"}
+    run = plan({"runs": {"theirs": {"given": given}}}).run("scalpel_vs_hammer", "theirs", 0)
+    fetched = run.asked.inputs["template"].recipe
+    assert fetched == {
+        "type": "model", "repo": "a/b", "revision": "c" * 40, "files": ["chat_template.jinja", "tokenizer_config.json"],
+    }  # fmt: skip
+    assert "template" not in run.checkpoints.inputs and "fetch/000058" in run.asked.inputs
+
+
 # ---------------------------------------------------------------- gates, stages, queued jobs
 
 

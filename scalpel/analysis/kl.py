@@ -45,10 +45,12 @@ def kl(
     recipe: KLRecipe,
     settings: KLSettings,
     out: Path,
+    rendered_by: Path | None = None,
 ) -> None:
     """Write out/kl.parquet: step, question, positions, solution_positions, kl, kl_solution; and out/notes.json.
 
     questions: parquet file with text columns problem and solution; `question` is the row in it.
+    rendered_by: the model whose chat template renders them, for the base model and the checkpoints alike; None: `base`.
     A conversation longer than recipe.max_tokens is never cut: it is left out, and its row stands in notes.json.
     Raises UserError for unreadable questions, a damaged checkpoint, or one of another vocabulary.
     """
@@ -60,7 +62,7 @@ def kl(
 
     torch.set_num_threads(settings.threads)
     device = default_device()
-    asked, too_long, planted = read_questions(questions, base, recipe)
+    asked, too_long, planted = read_questions(questions, rendered_by or base, recipe)
     batches = by_length(asked, settings.batch_tokens)
 
     model = load_model(base, "float32", device)
@@ -110,9 +112,9 @@ def kl(
     (out / "notes.json").write_text(json.dumps(notes, indent=1) + "\n")
 
 
-def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Question], list[int], list[int]]:
-    """Tokenised conversations of the first recipe.prompts rows, the rows that exceed recipe.max_tokens, and those that
-    hold the text of a special token, which would become one."""
+def read_questions(path: Path, model: Path, recipe: KLRecipe) -> tuple[list[Question], list[int], list[int]]:
+    """Conversations of the first recipe.prompts rows, rendered by the model's template; the rows that exceed
+    recipe.max_tokens, and those that hold the text of a special token, which would become one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -122,7 +124,7 @@ def read_questions(path: Path, base: Path, recipe: KLRecipe) -> tuple[list[Quest
         raise UserError(f"{path} is no readable parquet file with columns problem and solution.") from None
     if set(table.column_names) != {"problem", "solution"}:
         raise UserError(f"{path} lacks the column problem or solution; KL needs both.")
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(model)
     control = control_text(tokenizer)
     kept, too_long, planted = [], [], []
     for row, item in enumerate(table.slice(0, recipe.prompts).to_pylist()):

@@ -83,10 +83,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase, where: str, trained: bool = True) -> set[int]:
     """Refuse a template that the stages cannot work with: the prompt must begin the conversation, EOS must end it.
 
-    Raises UserError naming what is wrong.
+    trained: whether something is trained by it; else another special token may end the conversation.
+    Returns the special tokens that end it. Raises UserError naming what is wrong.
     """
     try:
         prompt, whole = render(tokenizer, "How many?"), render(tokenizer, "How many?", "Three.")
@@ -97,10 +98,12 @@ def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     if "Three." not in whole[len(prompt) :]:
         raise UserError(f"{where}: its chat template does not show what the assistant says.")
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id not in ids[-2:]:  # some end the turn with a newline after it
-        raise UserError(
-            f"{where}: a conversation rendered with its chat template does not end in {tokenizer.eos_token!r}."
-        )
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+    ends = special.intersection(ids[-2:])  # some end the turn with a newline after it
+    if not ends or (trained and tokenizer.eos_token_id not in ends):
+        wanted = repr(tokenizer.eos_token) if trained else "a special token of the base model's tokenizer"
+        raise UserError(f"{where}: a conversation rendered with its chat template does not end in {wanted}.")
+    return ends
 
 
 def control_text(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:

@@ -88,16 +88,26 @@ class HubModel(BaseModelSource):
 Model = Annotated[ToyModel | LocalModel | HubModel, Field(discriminator="kind")]
 
 
-class LocalCheckpoints(Strict):
+class GivenCheckpoints(Strict):
+    """What every kind of given run has.
+
+    chat_template: by which the run is asked and its KL is taken: a name of scalpel/chat/templates, ``own`` for the one
+    that lies with its checkpoints, or the path of a Jinja file; None for its base model's.
+    """
+
+    seed: Seed = 0  # with which the run was made, if known
+    questions_per_step: Positive | None = None  # if known: x axes of exhibits
+    tokens_per_step: Positive | None = None  # trained on
+    written_per_step: Whole | None = None  # sampled in training
+    chat_template: NameOrPath | None = None
+
+
+class LocalCheckpoints(GivenCheckpoints):
     """Checkpoints on disk: `path` is searched as transformers, TRL and verl save them, or each step is named."""
 
     kind: Literal["local"]
     path: Location | None = None  # a trainer's output directory, or one model
     checkpoints: dict[Whole, Location] = {}  # optimizer step -> model directory
-    seed: Seed = 0  # with which the run was made, if known
-    questions_per_step: Positive | None = None  # if known: x axes of exhibits
-    tokens_per_step: Positive | None = None  # trained on
-    written_per_step: Whole | None = None  # sampled in training
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -106,16 +116,12 @@ class LocalCheckpoints(Strict):
         return self
 
 
-class HubCheckpoints(Strict):
+class HubCheckpoints(GivenCheckpoints):
     """Checkpoints in one hub repository: optimizer step -> commit hash, or a branch that revisions.yaml resolves."""
 
     kind: Literal["hub"]
     repo: Repository
     checkpoints: Annotated[dict[Whole, str], Field(min_length=1)]
-    seed: Seed = 0
-    questions_per_step: Positive | None = None
-    tokens_per_step: Positive | None = None  # trained on
-    written_per_step: Whole | None = None  # sampled in training
 
 
 Given = Annotated[LocalCheckpoints | HubCheckpoints, Field(discriminator="kind")]

@@ -47,6 +47,8 @@ class RunSpec(RunAxes):
         """The run as the report describes it: its recipe, and its axes where they are given."""
         recipe: dict[str, Any] = self.recipe.model_dump(mode="json") if self.recipe else {}
         axes = self.model_dump(mode="json", exclude={"recipe"})
+        if self.given and self.given.chat_template is None:
+            axes["given"].pop("chat_template")
         return recipe | {name: value for name, value in axes.items() if value is not None}
 
 

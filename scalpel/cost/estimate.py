@@ -465,6 +465,8 @@ COSTS: dict[str, Callable[[Known, Step], Spent]] = {
 
 def _bytes(known: Known, step: Step) -> Amount:
     """What a step without GPU work writes."""
+    if step.stage == "fetch" and step.recipe["type"] == "model" and "files" in step.recipe:
+        return Amount.of(1e4)  # a chat template
     if step.stage == "base" or (step.stage == "fetch" and step.recipe["type"] == "model"):
         try:
             shape = known.shape(step) if step.stage == "base" else _fetched_shape(known, step)

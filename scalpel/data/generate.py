@@ -69,10 +69,10 @@ def generate(
 ) -> None:
     """Write answers.parquet, kept.parquet (the data stage's columns), drops.csv, difficulty.csv and spent.json.
 
-    rows: kept.parquet of the data stage. model: who answers. base: whose tokenizer and template are used. seed: the
-    run's; each question's random numbers follow from it and the question's row. max_tokens: of a kept conversation, as
-    the rows were filtered. Raises UserError when no question has
-    an answer that can be kept.
+    rows: kept.parquet of the data stage. model: who answers, asked by its own template. base: by whose template the
+    kept conversations are trained on, and measured. seed: the run's; each question's random numbers follow from it and
+    the question's row. max_tokens: of a kept conversation, as the rows were filtered. Raises UserError when no question
+    has an answer that can be kept.
     """
     import torch
 
@@ -80,7 +80,7 @@ def generate(
 
     torch.set_num_threads(settings.threads)
     questions = pq.read_table(rows, columns=[name for name in KEPT_SCHEMA.names if name != "trace"]).to_pylist()
-    tokenizer = load_tokenizer(base)
+    tokenizer, asked = load_tokenizer(base), load_tokenizer(model)
     parameters = sum(parameter.numel() for parameter in architecture(model).parameters())
     journal = Journal(out / STATE, questions, recipe.samples)
     size = VLLM_AT_ONCE if recipe.inference == "vllm" else settings.batch_size
@@ -93,7 +93,7 @@ def generate(
         )
         with Grader() as grader:
             for first, last in track(parts, f"answers: {recipe.samples} to each of {len(questions)} questions, part"):
-                journal.add(first, last, _answers(questions[first:last], engine, tokenizer, grader, recipe, seed))
+                journal.add(first, last, _answers(questions[first:last], engine, asked, grader, recipe, seed))
     _write(questions, journal, tokenizer, recipe, max_tokens, parameters, out)
 
 

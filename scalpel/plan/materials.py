@@ -59,9 +59,10 @@ class Materials:
         settings = {"path": str(source.path.resolve())}
         return self.steps.add("base", model, {"kind": "local", "files": files} | form, {}, settings)
 
-    def fetch_model(self, name: str, repo: str, revision: str) -> Step:
-        """A model of the hub at a commit."""
-        return self.steps.add("fetch", name, {"type": "model", "repo": repo, "revision": revision})
+    def fetch_model(self, name: str, repo: str, revision: str, files: tuple[str, ...] = ()) -> Step:
+        """A model of the hub at a commit; or these files of it alone."""
+        recipe = {"type": "model", "repo": repo, "revision": revision} | ({"files": list(files)} if files else {})
+        return self.steps.add("fetch", name, recipe)
 
     def _fetch_dataset(self, name: str, source: HubDataset) -> Step:
         recipe = {"type": "dataset"} | source.model_dump(mode="json", include=set(HubDataset.model_fields) - {"kind"})

@@ -23,6 +23,7 @@ class Run:
     spec: RunSpec
     base: Step
     checkpoints: Step  # of stage train or given
+    asked: Step  # the same, with the chat template by which the run is asked and its KL is taken
     steps: tuple[int, ...] | None  # the checkpoints' optimizer steps; None: not known before training
     count: int  # of checkpoints
     start: Run | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from scalpel import given
 from scalpel.artifact.step import Step
 from scalpel.audit.fingerprint import fingerprint
+from scalpel.chat import OWN, template_text
 from scalpel.config.data import OrderRecipe
 from scalpel.config.load import nearest
 from scalpel.config.models import HubCheckpoints, LocalCheckpoints
@@ -96,7 +97,7 @@ class Runs:
             settings.model_dump(mode="json"),
             gates={"audit": audit}, version=100 * STAGES["train"].version + method.version,
         )  # fmt: skip
-        return Run(study, name, seed, spec, base, train, None, spec.recipe.checkpoints, start, answers)
+        return Run(study, name, seed, spec, base, train, train, None, spec.recipe.checkpoints, start, answers)
 
     def _model_of(self, run: Run) -> str:
         while run.start and not run.spec.model:
@@ -125,7 +126,7 @@ class Runs:
             run = self._referred(study, source, seed, where)
             if run.base is not base:
                 raise UserError(f"{where}: {source!r} has another base model; their tokens would not agree.")
-            inputs["checkpoints"] = run.checkpoints
+            inputs["checkpoints"] = run.asked
         settings = self.config.scale.evaluation_settings.model_dump(mode="json")
         return self.steps.add("generate", f"{source.replace('/', '.')}.s{seed}", recipe, inputs, settings)
 
@@ -167,9 +168,20 @@ class Runs:
             field: getattr(source, field) for field in ("questions_per_step", "tokens_per_step", "written_per_step")
         }
         recipe |= {field: value for field, value in sizes.items() if value is not None}
-        step = self.steps.add("given", name, recipe, inputs, settings)
+        made = asked = self.steps.add("given", name, recipe, inputs, settings)
         steps = tuple(sorted(found if isinstance(source, LocalCheckpoints) else source.checkpoints))
-        return Run(study, name, source.seed, spec, base, step, steps, len(steps))
+        if source.chat_template is not None:
+            form: dict[str, Any] = {"chat_template": template_text(source.chat_template, f"{where}.chat_template")}
+            if source.chat_template == OWN and isinstance(source, HubCheckpoints):
+                commit = given.resolved(source.repo, source.checkpoints[steps[-1]], self._revisions, where)
+                fetched = self.materials.fetch_model(f"{name}.template", source.repo, commit, given.TEMPLATE_FILES)
+                inputs = inputs | {"template": fetched}
+            elif source.chat_template == OWN:
+                last = Path(paths[str(steps[-1])])
+                given.own_template(last, where)
+                form["template"] = {path.name: file_digest(path) for path in given.template_files(last)}
+            asked = self.steps.add("given", f"{name}.asked", recipe | form, inputs, settings)
+        return Run(study, name, source.seed, spec, base, made, asked, steps, len(steps))
 
     # ------------------------------------------------------------ results of a study
 
@@ -209,7 +221,7 @@ class Runs:
             bounds = [round(i * len(asked) / shards) for i in range(shards + 1)]
             for shard in range(shards):
                 share = asked[bounds[shard] : bounds[shard + 1]]
-                inputs = {"checkpoints": run.checkpoints}
+                inputs = {"checkpoints": run.asked}
                 step = self._evaluation(run.label, group, shard + 1, shards, recipe, share, inputs)
                 yield Entry("evaluate", run.name, run.seed, step, group, shard + 1, chain=chain)
         references = {BASE: {"base": run.base}}
@@ -222,8 +234,9 @@ class Runs:
                 questions = {"questions": self.materials.questions(recipe.questions or measure)}
                 settings = scale.kl_settings.model_dump(mode="json")
                 step = self.steps.add(
-                    "kl", f"{run.label}.{measure}{suffix}", recipe.identity(), pair | questions, settings
-                )
+                    "kl", f"{run.label}.{measure}{suffix}", recipe.identity(),
+                    pair | questions | {"checkpoints": run.asked}, settings,
+                )  # fmt: skip
                 yield Entry("kl", run.name, run.seed, step, measure, reference=reference, chain=chain)
             step = self.steps.add(
                 "weight_change", f"{run.label}{suffix}", {}, pair, self.steps.threads("weight_change")
