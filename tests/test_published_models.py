@@ -24,8 +24,10 @@ STUDY = "published_models"
 RAW = {"studies": [STUDY], "scale": "gpu"}
 REPOS = {
     "Elliott/LUFFY-Qwen-Math-7B-Zero", "Elliott/Qwen2.5-Math-7B-SFT", "Elliott/Qwen2.5-Math-7B-SFT-RL",
-    "RoadQAQ/ReLIFT-Qwen2.5-Math-7B-Zero", "rzzhan/ExGRPO-Qwen2.5-Math-7B-Zero",
+    "RoadQAQ/ReLIFT-Qwen2.5-Math-7B-Zero", "rzzhan/ExGRPO-Qwen2.5-Math-7B-Zero", "Yuqian-Fu/SRFT",
+    "hkust-nlp/Qwen-2.5-Math-7B-SimpleRL-Zero", "PRIME-RL/Eurus-2-7B-PRIME-Zero", "sail/Qwen2.5-Math-7B-Oat-Zero",
 }  # fmt: skip
+TEMPLATES = {"simplerl_zero": None, "oat_zero": None, "prime_zero": "Present the answer in LaTex format"}  # their own
 
 
 def commit_of(repo: str) -> str:
@@ -41,7 +43,7 @@ def planned(root: Path, raw: dict) -> Plan:
 def test_a_commit_that_nobody_knows_is_asked_for(tmp_path):
     config = load(RAW, ROOT / "workflow")
     assert branches(config) == {repo: ["main"] for repo in REPOS}
-    with pytest.raises(UserError, match=r"branch 'main' of Elliott/\S+ is not resolved to a commit yet; run `make"):
+    with pytest.raises(UserError, match=r"branch 'main' of \S+ is not resolved to a commit yet; run `make"):
         planned(tmp_path, RAW)
     with pytest.raises(UserError, match="qwen2_5_math_7b"):
         load(RAW | {"scale": "laptop"}, ROOT / "workflow")
@@ -53,13 +55,32 @@ def test_its_cost_is_told_before_anything_is_fetched(scale, tmp_path):
     plan = planned(tmp_path, RAW | {"scale": scale})
     cost = estimate(plan)
     rows = {row.stage: row for row in cost.rows}
-    assert rows["given"].jobs == len(REPOS) and "train" not in rows
-    assert rows["fetch"].kept.value > 6 * 15e9, "five models and their base"
+    assert rows["given"].jobs == len(REPOS) + len(TEMPLATES) and "train" not in rows
+    assert 10 * 15e9 < rows["fetch"].kept.value < 11 * 15e9, "nine models and their base, once"
     assert all(0 < rows[stage].gpu_hours < 1000 for stage in ("evaluate", "kl", "structure"))
     assert "N = 7,615" in render(cost)
+    for name, text in TEMPLATES.items():
+        run = plan.run(STUDY, name, 0)
+        assert text in run.asked.recipe["chat_template"] if text else run.asked.recipe["chat_template"] is None
+        assert "config_edits" not in run.base.recipe
     base = plan.run(STUDY, "luffy", 0).base
     assert base.recipe["config_edits"] == {"rope_theta": 40000.0, "max_position_embeddings": 16384}
     assert "Your task is to follow a systematic" in base.recipe["chat_template"]
+
+
+def small_bases(path: Path) -> dict[str, dict]:
+    small = {"kind": "local", "path": str(path), "chat_template": "sft_then_rl"}
+    return {"qwen2_5_math_7b": small, "qwen2_5_math_7b_unedited": small}
+
+
+def environment_of(hub: Hub, root: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    return kept | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home")}
+
+
+def run(root: Path, environment: dict[str, str], *words: str) -> None:
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -69,20 +90,10 @@ def test_from_a_branch_to_a_run(tiny_base, tmp_path):
         for repo in REPOS:
             hub.files["model", repo, commit_of(repo)] = {path.name: path.read_bytes() for path in tiny_base.iterdir()}
             hub.branches[repo] = {"main": commit_of(repo)}
-        small = {"qwen2_5_math_7b": {"kind": "local", "path": str(tiny_base), "chat_template": "sft_then_rl"}}
-        raw = RAW | {"overrides": {"models": small}}
+        raw = RAW | {"overrides": {"models": small_bases(tiny_base)}}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-        environment = kept | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-
-        def program(name: str, *arguments: str) -> None:
-            done = subprocess.run(
-                [sys.executable, "-m", f"scripts.{name}", *arguments], cwd=tmp_path, env=environment, text=True,
-                capture_output=True,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr[-3000:]
-
-        program("resolve")
+        environment = environment_of(hub, tmp_path)
+        run(tmp_path, environment, "-m", "scripts.resolve")
         assert yaml.safe_load((tmp_path / "revisions.yaml").read_text()) == {
             f"{repo}@main": commit_of(repo) for repo in REPOS
         }
@@ -90,7 +101,7 @@ def test_from_a_branch_to_a_run(tiny_base, tmp_path):
         plan.record()
         given = plan.run(STUDY, "luffy", 0).checkpoints
         for step in (given.inputs["fetch/000001"], given.inputs["base"], given):
-            program(step.stage, str(tmp_path / step.directory))
+            run(tmp_path, environment, "-m", f"scripts.{step.stage}", str(tmp_path / step.directory))
     manifest = read_json(tmp_path / given.directory / MANIFEST)
     listing = json.loads((tmp_path / given.directory / "checkpoints.json").read_text())
     assert [item["step"] for item in listing] == [1]

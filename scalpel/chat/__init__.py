@@ -9,6 +9,8 @@ recipe gives one: the templates here put their system prompt in front of the fir
   it, while a conversation with an explicit one gets ``<|user|>\\n``.
 * ``sft_then_rl``: figure 5 of "SFT-then-RL Outperforms Mixed-Policy Methods". The line breaks between its parts are
   ours, the figure shows none. The prompt ends with ``<think>``, which therefore is no part of a completion (`opening`).
+* ``prime_zero``: the prompt that evaluation scripts of others ask Eurus-2-7B-PRIME-Zero by (sail-sg/understand-r1-zero,
+  evaluate_model.py). They know one turn alone; blank lines between turns are ours.
 * ``own``: the model's own.
 
 ``{% generation %}`` marks what the assistant wrote, for completion-only losses; it renders nothing.
