@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from scalpel.artifact.files import MANIFEST, read_json
+from scalpel.artifact.step import Step
+from scalpel.chat import load_tokenizer, token_ids
 from scalpel.config.load import load
 from scalpel.cost.estimate import estimate
 from scalpel.cost.render import render
@@ -18,6 +21,7 @@ from scalpel.given import branches, write_revisions
 from scalpel.plan import Plan
 from scalpel.plan.feasible import refuse_what_cannot_run
 from tests.hub import Hub
+from tests.tiny import WORLD
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = "published_models"
@@ -106,3 +110,80 @@ def test_from_a_branch_to_a_run(tiny_base, tmp_path):
     listing = json.loads((tmp_path / given.directory / "checkpoints.json").read_text())
     assert [item["step"] for item in listing] == [1]
     assert any(name.endswith("model.safetensors") for name in manifest["files"])
+
+
+OWN = (  # a template that lies with a model
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SEVERAL = """
+import importlib, sys
+from scalpel.artifact.stage import run_stage
+from scalpel.exhibits import render
+for directory in sys.argv[1:]:
+    sys.argv = ["stage", directory]
+    if directory.endswith(".json"):
+        render.main()
+    else:
+        run_stage(importlib.import_module("scripts." + directory.split("/")[1]).produce)
+"""
+
+
+def in_order(steps: list[Step]) -> list[Step]:
+    """These and what they are made from, inputs first, each once."""
+    found: dict[str, Step] = {}
+    for step in steps:
+        found |= {other.digest: other for other in in_order(list(step.inputs.values()))} | {step.digest: step}
+    return list(found.values())
+
+
+@pytest.mark.slow
+def test_two_published_models_are_measured(tiny_base, other_base, tmp_path):
+    """Scores, KL, weight change, structure and the frontier of two of the study's models; one has its own template."""
+    two = {"luffy": "Elliott/LUFFY-Qwen-Math-7B-Zero", "oat_zero": "sail/Qwen2.5-Math-7B-Oat-Zero"}
+    shown = ["base", *two]
+    study = {"title": "Two of them", "extends": STUDY, "exhibits": {"frontier": {"runs": shown}}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(study))
+    tasks = {"math_500": {"samples": 1, "max_new_tokens": 8}} | dict.fromkeys(("gsm8k", "mmlu", "ifeval"))
+    overrides = {
+        "models": small_bases(tiny_base), "world": WORLD.identity(), "evaluation": {"tasks": tasks},
+        "guard": ["math_500", "mmlu_pro"],
+    }  # fmt: skip
+    raw = {"studies": [str(tmp_path / "two.yaml")], "scale": "laptop", "overrides": overrides}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    with Hub() as hub:
+        hub.branches |= {repo: {"main": commit_of(repo)} for repo in REPOS}
+        for repo in two.values():
+            hub.files["model", repo, commit_of(repo)] = {path.name: path.read_bytes() for path in other_base.iterdir()}
+        hub.files["model", two["oat_zero"], commit_of(two["oat_zero"])]["chat_template.jinja"] = OWN.encode()
+        environment = environment_of(hub, tmp_path)
+        run(tmp_path, environment, "-m", "scripts.resolve")
+        plan = planned(tmp_path, raw)
+        plan.record()
+        drawing = plan.drawings["two", "frontier"]
+        needed = in_order([entry.step for entry in plan.entries["two"] if entry.run in shown])
+        assert "train" not in {step.stage for step in needed}
+        fetched = [step.directory for step in needed if step.stage == "fetch"]
+        run(tmp_path, environment, "-c", SEVERAL, *fetched)
+        rest = [step.directory for step in needed if step.stage != "fetch"]
+        run(tmp_path, environment, "-c", SEVERAL, *rest, drawing.recipe_path)
+
+    def table(stage: str, name: str, file: str) -> pd.DataFrame:
+        (entry,) = (e for e in plan.entries["two"] if e.stage == stage and e.run == name)
+        return pd.read_parquet(tmp_path / entry.step.directory / file)
+
+    problem, solution = pd.read_parquet(next(tmp_path.glob("results/questions/math_500-*/questions.parquet")))[
+        ["problem", "solution"]
+    ].iloc[0]
+    for name, mark in (("base", "This is the problem"), ("luffy", "This is the problem"), ("oat_zero", "user: ")):
+        samples = table("evaluate", name, "samples.parquet")
+        asked = samples[samples["task"] == "math_500"]["prompt"]
+        assert asked.str.contains(mark).all() and asked.str.startswith("user: ").all() == (mark == "user: "), name
+        if name != "base":
+            model = tmp_path / plan.run("two", name, 0).asked.directory / "checkpoints" / "step-000001"
+            first = table("kl", name, "kl.parquet").iloc[0]
+            assert first["positions"] == len(token_ids(load_tokenizer(model), problem, solution)) and first["kl"] > 0
+            assert (table("weight_change", name, "weight_change.parquet")["relative"] > 0).any()
+            assert len(table("structure", name, "structure.parquet"))
+    assert plan.is_current(drawing) and all((tmp_path / file).stat().st_size for file in drawing.outputs)
