@@ -350,8 +350,8 @@ def test_what_each_run_took_is_added_up_and_every_result_counted_once(tmp_path):
         ("X", "1", "0:30", "1:40", "0:50", "2:30", "≥ 2:30", "13:20", "–", "a, b"),
         ("X", "2", "0:30", "3:20", "–", "3:20", "2:30", "26:40", "–", "b"),
         ("Y", "–", "–", "0:01", "–", "≥ 0:01", "≥ 0:01", "≥ 0:00", "–", "–"),
-        ("ANSWERS", "–", "–", "0:30", "–", "0:30", "1:00", "0:00", "–", "a"),
-        ("all, each result once", "", "", "", "", "≥ 6:21", "≥ 6:01", "≥ 40:00", "–", "a, b"),
+        ("generate answers", "–", "–", "0:30", "–", "0:30", "1:00", "0:00", "–", "a"),
+        ("all of these, each once", "", "", "", "", "≥ 6:21", "≥ 6:01", "≥ 40:00", "–", "a, b"),
     ]
     assert cost.cost(Results([result("kl/z-1", "z")])) is None
 
@@ -366,7 +366,7 @@ def test_flops_are_those_that_were_counted(made, page, tmp_path):
         (result.step / "provenance.json").write_text(json.dumps({"seconds": 1.0, "cpu_seconds": 2.0}))
     rows = {row[0]: row for row in cost.cost(results).rows}
     (grpo,) = [result for result in results.of("train") if result.run == "grpo"]
-    assert rows["grpo"][-2] == f"{spent.totals(grpo)['counted']:.3g}" and rows["base.s42"][-2] == "1e+09"
+    assert rows["grpo"][-2] == f"{spent.totals(grpo)['counted']:.3g}" and rows["generate base.s42"][-2] == "1e+09"
     assert rows["base"][-2] == "–" and rows["sft_own_all"][2] == "0:01"
     assert 'id="cost"' not in page, "no result here says what it took"
 
@@ -441,16 +441,16 @@ def test_pictures_say_what_they_show_to_those_who_cannot_see_them(made, page):
     results = Results.of_entries(entries, root / "results")
     kl = final(results.kl()).set_index("run")
     (said,) = tables.texts_of(kl.loc[["grpo"], "kl"], kl.loc[["grpo"], "kl_stderr"])
-    assert f"nats: GRPO {said}, SFT, 1 epoch " in by_name["Figure 4"] and "on MATH-500" in by_name["Figure 4"]
+    assert f"nats: GRPO {said}; SFT, 1 epoch " in by_name["Figure 4"] and "on MATH-500" in by_name["Figure 4"]
     moved = final(results.weight_change().query("run == 'grpo'"))
     change = f"{100 * moved['relative'].mean():.4g}"
-    assert f"in percent: GRPO {change}, SFT, 1 epoch " in by_name["norms_course"]
+    assert f"in percent: GRPO {change}; SFT, 1 epoch " in by_name["norms_course"]
     means = 100 * moved.groupby("projection")["relative"].mean()
     most = (
-        f"most {PROJECTIONS[means.idxmax()]} {means.max():.4g}, least {PROJECTIONS[means.idxmin()]} {means.min():.4g}"
+        f"most {PROJECTIONS[means.idxmax()]} {means.max():.4g}; least {PROJECTIONS[means.idxmin()]} {means.min():.4g}"
     )
     assert f"At the last checkpoint of GRPO, means over layers in percent: {most}." in by_name["Figure 5"]
-    assert "MATH-500 most GRPO 88.0 ± 4.1, least base 42.0 ± 6.2" in by_name["Figure 3"]
+    assert "MATH-500: highest GRPO 88.0 ± 4.1; lowest base 42.0 ± 6.2" in by_name["Figure 3"]
     assert re.search(r"in points: GRPO 46\.0 ± \d\.\d and \d\.\d ± \d\.\d; SFT, 1 epoch ", by_name["frontier"])
     assert by_name["Figure 2"].startswith(
         "Figure 2: Loss and gradient norm of SFT. Moving averages at the last steps: "
@@ -470,9 +470,9 @@ def test_a_finding_is_of_what_is_shown_and_finite(tmp_path):
     assert said("weight_change_course", frame).endswith("in percent: A 2.0 ± 1.0.")
     assert said("weight_change_course", frame | {"relative": [math.nan] * 4}) == ""
     scores = course | {"task": "mmlu", "value": 0.5, "stderr": 0.1}
-    assert said("benchmarks", scores) == "Scores of the last checkpoints in percent: MMLU 50 ± 10 of all."
+    assert said("benchmarks", scores) == "Scores of the last checkpoints in percent. MMLU: 50 ± 10 of all."
     one = {name: values[:1] if isinstance(values, list) else [values] for name, values in scores.items()}
-    assert "MMLU A 50 ± 10." in said("final_scores", one)
+    assert "MMLU: A 50 ± 10." in said("final_scores", one)
     assert said("benchmarks", {"run": ["a"]}) == said("mine.py", scores) == ""
     twice = {name: values * 2 if isinstance(values, list) else values for name, values in scores.items()}
     assert said("benchmarks", twice) == "", "several values of one seed"

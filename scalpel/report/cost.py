@@ -2,7 +2,8 @@
 
 Job time is wall time of the start that finished a result: what earlier starts of the same job took is not in it. CPU
 time is that of the process that wrote the result and of its children, in all threads. FLOPs are those counted of
-training and of written answers (scalpel/exhibits/spent.py); measuring is not counted.
+training and of written answers (scalpel/exhibits/spent.py); measuring is not counted. What the study's entries do not
+hold, as fetching, question sets and audits, is not in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from scalpel.exhibits.results import Results
 from scalpel.progress import clock
 from scalpel.report.tables import NONE, Column, Table
 
-MAKING = ("train", "given", "base", "data", "common", "generate")  # stages that make something; others measure it
+ROWS = ("data", "common", "generate")  # stages whose results are rows that several runs are trained on
+MAKING = ("train", "given", "base", *ROWS)  # stages that make something; others measure it
 
 
 class Took(NamedTuple):
@@ -39,10 +41,10 @@ def cost(results: Results, label: Callable[[str], str] = str) -> Table | None:
     """A row for every run and seed, and one for all results together, each once; None where no result says what it
     took. What was spent before a run (its start, the answers it learns from) stands in a column of its own, and in the
     rows of what was spent on it."""
-    by_run: dict[tuple[str, int], list[tuple[str, Path]]] = {}
-    before: dict[tuple[str, int], list[Path]] = {}
+    by_run: dict[tuple[str, int, str], list[tuple[str, Path]]] = {}
+    before: dict[tuple[str, int, str], list[Path]] = {}
     for result in results.found:
-        key = (result.run, result.seed)
+        key = (result.run, result.seed, result.stage if result.stage in ROWS else "")
         by_run.setdefault(key, []).append((result.stage, result.step))
         before.setdefault(key, []).extend(result.chain)
     took = {step: _took(step) for steps in by_run.values() for _, step in steps}
@@ -51,13 +53,15 @@ def cost(results: Results, label: Callable[[str], str] = str) -> Table | None:
         return None
     chains, gpus = any(before.values()), any(one.gpu > 0 for one in took.values())
     rows = []
-    for (run, seed), steps in by_run.items():
+    for key, steps in by_run.items():
         made = [took[step] for step in dict.fromkeys(step for stage, step in steps if stage in MAKING)]
         measured = [took[step] for step in dict.fromkeys(step for stage, step in steps if stage not in MAKING)]
-        earlier = [took[step] for step in dict.fromkeys(before[run, seed])]
+        earlier = [took[step] for step in dict.fromkeys(before[key])]
         parts = [earlier, made, measured] if chains else [made, measured]
-        rows.append([label(run), str(seed or NONE), *map(_time, parts), *_all([*made, *measured], gpus)])
-    rows.append(["all, each result once", "", *[""] * (2 + chains), *_all(list(took.values()), gpus)])
+        run, seed, stage = key
+        name = f"{stage} {run}" if stage else label(run)
+        rows.append([name, str(seed or NONE), *map(_time, parts), *_all([*made, *measured], gpus)])
+    rows.append(["all of these, each once", "", *[""] * (2 + chains), *_all(list(took.values()), gpus)])
     heads = ["run", "seed", *(["before it"] if chains else []), "making it", "measuring it", "both", "CPU time"]
     heads += [*(["GPU time"] if gpus else []), "FLOPs counted", "machine"]
     return Table([Column(name, name not in ("run", "machine")) for name in heads], rows)

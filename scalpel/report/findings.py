@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Label = Callable[[str], str]
+HIGH = ("highest", "lowest")
 
 
 def finding(kind: str, csv: Path, options: dict, label: Label = str) -> str:
@@ -66,9 +67,9 @@ def _scores(frame: pd.DataFrame, options: dict, label: Label) -> str:
 
     parts = []
     for task in task_order(frame["task"]):
-        said = _most_and_least(_last(frame[frame["task"] == task], ["run"], "value", "stderr", 100), label)
-        parts += [f"{task_name(task)} {said}"] if said else []
-    return f"Scores of the last checkpoints in percent: {'; '.join(parts)}." if parts else ""
+        said = _most_and_least(_last(frame[frame["task"] == task], ["run"], "value", "stderr", 100), label, HIGH)
+        parts += [f"{task_name(task)}: {said}"] if said else []
+    return f"Scores of the last checkpoints in percent. {'. '.join(parts)}." if parts else ""
 
 
 def _frontier(frame: pd.DataFrame, options: dict, label: Label) -> str:
@@ -83,8 +84,8 @@ def _training_curves(frame: pd.DataFrame, options: dict, label: Label) -> str:
     parts = []
     for column, name in options["columns"].items():
         said = _by_run(_last(frame[frame["column"] == column], ["run"], "smoothed"), label)
-        parts += [f"{name} {said}"] if said else []
-    return f"Moving averages at the last steps: {'; '.join(parts)}." if parts else ""
+        parts += [f"{name}, {said}"] if said else []
+    return f"Moving averages at the last steps: {'. '.join(parts)}." if parts else ""
 
 
 def _last(frame: pd.DataFrame, by: list[str], value: str, stderr: str | None = None, times: float = 1) -> pd.DataFrame:
@@ -102,18 +103,18 @@ def _last(frame: pd.DataFrame, by: list[str], value: str, stderr: str | None = N
 
 
 def _by_run(found: pd.DataFrame, label: Label) -> str:
-    return ", ".join(f"{label(run)} {text}" for run, text in zip(found["run"], found["text"], strict=True))
+    return "; ".join(f"{label(run)} {text}" for run, text in zip(found["run"], found["text"], strict=True))
 
 
-def _most_and_least(found: pd.DataFrame, name: Label) -> str:
-    """By the first column; all alike is said as that."""
+def _most_and_least(found: pd.DataFrame, name: Label, words: tuple[str, str] = ("most", "least")) -> str:
+    """By the first column, in these words; all alike is said as that."""
     if found.empty:
         return ""
     ordered = found.sort_values("value", kind="stable")
     (least, low), (most, high) = ((ordered[found.columns[0]].iloc[at], ordered["text"].iloc[at]) for at in (0, -1))
     if ordered["value"].iloc[0] == ordered["value"].iloc[-1]:
         return f"{high} of all" if len(found) > 1 else f"{name(most)} {high}"
-    return f"most {name(most)} {high}, least {name(least)} {low}"
+    return f"{words[0]} {name(most)} {high}; {words[1]} {name(least)} {low}"
 
 
 COURSE = {"run", "seed", "step"}
