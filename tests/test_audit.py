@@ -45,9 +45,10 @@ def test_the_installed_stack_passes(accumulation, tiny_base, tmp_path):
     assert all(p["expected"] and p["tolerance"] for p in found)
 
 
-def test_the_step_is_the_referee_s(tmp_path):
-    """To 1e-6, float32."""
-    batches = examples(1, 4)
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_the_step_is_the_referee_s(accumulation, tmp_path):
+    """To 1e-6, float32; of the other engines test_several_ranks_pass says so."""
+    batches = examples(1, accumulation)
     step = take_step(batches, SINGLE, tmp_path)
     verdict = referee.classify(step, tiny_model(step["model.embed_tokens.weight"].shape[0]), batches)
     assert verdict.name == "token mean" and verdict.from_right < referee.TOLERANCE
@@ -443,28 +444,40 @@ def test_another_stack_never_passes_an_old_audit(tmp_path, monkeypatch):
         check_gates(open_job(tmp_path / step.directory))
 
 
+SHARED_OUT = ({"engine": "zero2"}, {"engine": "zero2", "offload": True}, {"engine": "fsdp"})
+
+
+def rest(*given):
+    return pytest.param(*given, marks=pytest.mark.campaign)
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("layout", "method"),
+    ("ranks", "layout", "method", "accumulation"),
     [
-        ({"engine": "zero2"}, "sft"),
-        ({"engine": "fsdp"}, "grpo"),
-        pytest.param({"engine": "zero2"}, "grpo", marks=pytest.mark.campaign),
-        pytest.param({"engine": "zero2", "offload": True}, "sft", marks=pytest.mark.campaign),
-        pytest.param({"engine": "zero2", "offload": True}, "grpo", marks=pytest.mark.campaign),
-        pytest.param({"engine": "fsdp"}, "sft", marks=pytest.mark.campaign),
+        (2, {"engine": "zero2"}, "sft", 4),
+        (2, {"engine": "fsdp"}, "grpo", 4),
+        rest(2, {"engine": "zero2"}, "grpo", 4),
+        rest(2, {"engine": "zero2", "offload": True}, "sft", 4),
+        rest(2, {"engine": "zero2", "offload": True}, "grpo", 4),
+        rest(2, {"engine": "fsdp"}, "sft", 4),
+        *(rest(2, {"engine": "zero2"}, method, 2) for method in ("luffy", "prefix_rft", "chord", "sasr")),
+        *(rest(2, {"engine": "fsdp"}, method, 2) for method in ("relift", "hpt", "srft")),
+        *(rest(2, layout, "sft", 1) for layout in SHARED_OUT),
+        *(rest(1, layout, "sft", accumulation) for layout in SHARED_OUT for accumulation in (1, 4)),
     ],
     ids=str,
 )
-def test_several_ranks_pass(layout, method, tiny_base, tmp_path):
-    settings = TrainSettings(ranks=2, **layout)
-    sft = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=512)
-    grpo = GRPORecipe(learning_rate=1, questions_per_step=128, generations=4)
-    recipe = {"sft": sft, "grpo": grpo}[method]
+def test_several_ranks_pass(ranks, layout, method, accumulation, tiny_base, tmp_path):
+    """All probes, and the likelihood trainer's step is the referee's to 1e-6 on every engine."""
+    settings = TrainSettings(ranks=ranks, sequences_per_device=4, **layout)
+    sft = SFTRecipe(learning_rate=1, epochs=1, sequences_per_step=4 * ranks * accumulation)
+    of_method = METHODS[method].Recipe
+    recipe = sft if method == "sft" else of_method(learning_rate=1, questions_per_step=128, generations=4)
+    seal = stamp.fingerprint(settings, recipe) | {"accumulation": accumulation}
     base = Step("base", "tiny", 1, {})
     finish(base, tmp_path, {"model": tiny_base})
-    seal = {"fingerprint": stamp.fingerprint(settings, recipe)}
-    step = Step("audit", "x", 1, seal, {"base": base}, settings.model_dump(mode="json"))
+    step = Step("audit", "x", 1, {"fingerprint": seal}, {"base": base}, settings.model_dump(mode="json"))
     record_recipe(step, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "scripts.audit", str(tmp_path / step.directory)]
@@ -472,3 +485,7 @@ def test_several_ranks_pass(layout, method, tiny_base, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / step.directory / "audit.json").read_text())
     assert all(p["passed"] for p in found) and len(found) == (5 if method == "sft" else 8), found
+    precision = next(p for p in found if p["name"] == "precision")
+    if not torch.cuda.is_available():
+        assert precision["tolerance"] == "relative 1e-06"
+        assert float(precision["found"].removeprefix("relative difference ")) < referee.TOLERANCE
