@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalpel.artifact.identity import sha256_file
-from scalpel.chat import control_text, load_tokenizer, token_ids
+from scalpel.chat import control_text, load_tokenizer, template_text, token_ids
 from scalpel.config.data import GenerateRecipe
 from scalpel.config.evaluation import EvaluationSettings
 from scalpel.data.filter import KEPT_SCHEMA
 from scalpel.data.generate import generate
 from scalpel.errors import UserError
+from scalpel.given_import import put_template
 from scalpel.grading.grader import Grader
 from scalpel.inference import EngineSettings, open_engine
 from scalpel.inference.requests import Request
@@ -143,6 +145,22 @@ def test_seed_and_model_change_the_answers(whole, tiny_data, tiny_base, other_ba
         assert other != first
     except UserError:
         pass  # the shaken model may be right nowhere
+
+
+def test_a_model_is_asked_by_its_own_template(tiny_data, tiny_base, tmp_path, monkeypatch):
+    """That of a given run; what is kept is trained on under the base model's, and measured by it."""
+    monkeypatch.setattr(Grader, "grade_many", lambda self, pairs: [True] * len(pairs))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_base, model)
+    put_template(model, template_text("sft_then_rl"))
+    out = made(tiny_data, model, tiny_base, tmp_path / "out", RECIPE.model_copy(update={"samples": 2}))
+    answers, (base, own) = read(out / "answers.parquet"), map(load_tokenizer, (tiny_base, model))
+    assert all(answer["completion"].startswith("<think>\n") for answer in answers), "with which its prompts end"
+    engine, (row, *_) = open_engine("transformers", model, EngineSettings()), read(tiny_data[0])
+    ((first, _),) = engine.complete([Request(token_ids(own, row["problem"]), (3, row["row"]), 2, 40)], 1.0, 1.0)
+    assert answers[0]["completion"] == "<think>\n" + own.decode(first.ids, skip_special_tokens=False)
+    for kept in read(out / "kept.parquet"):
+        assert kept["tokens"] == len(token_ids(base, kept["problem"], kept["trace"]))
 
 
 def test_no_answer_to_keep_is_an_error(tiny_data, tiny_base, tmp_path, monkeypatch):

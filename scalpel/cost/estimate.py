@@ -330,9 +330,10 @@ def estimate(plan: Plan, digests: Collection[str] | None = None) -> Cost:
 
 
 def _assumptions(known: Known, rows: list[Row]) -> list[str]:
-    found = [
+    shapes = (
         f"N = {s.parameters:,} parameters ({number(s.parameters)}), {source}." for s, source in known.shapes.values()
-    ]
+    )
+    found = list(dict.fromkeys(shapes))  # two bases may be one model with other edits
     for (count, tokens, prompt), source in known.rows.values():
         length = "exact" if tokens else f"{HALF} x the longest allowed"
         found.append(
