@@ -183,7 +183,7 @@ def test_a_spread_is_the_deviation_between_seeds(made):
 
 def test_a_mean_is_over_the_tasks_asked_here(made):
     _, results, _ = shown(made, "table_1", STUDY)
-    found = ours(results, {"one": ("math_500", "aime24"), "both": ("math_500", "gsm8k"), "none": ("amc",)})["sft"]
+    found = ours(results, {"one": ("math_500", "minerva"), "both": ("math_500", "gsm8k"), "none": ("olympiad",)})["sft"]
     assert found["one"][0] == pytest.approx(found["math_500"][0]) and "none" not in found
     assert found["both"][0] == pytest.approx((found["math_500"][0] + found["gsm8k"][0]) / 2)
 
@@ -198,8 +198,9 @@ def test_means_are_over_the_paper_s_tasks_alone(made):
         here = table(made, name, STUDY).query("of == 'here'")
         assert {"GSM8k", "MMLU"} <= set(here.columns)
         (ood,) = {"mean ood", "mean"} & set(here.columns)
-        asked = ["MMLU-Pro"] if ood == "mean ood" else ["MATH-500", "MMLU-Pro"]
-        asked = [task for task in asked if task in here and here[task].notna().any()]
+        small = ["AIME24", "AIME25", "amc"]
+        asked = ["arc_challenge", "MMLU-Pro"] if ood == "mean ood" else [*small, "MATH-500", "MMLU-Pro"]
+        assert here[[*small, *asked]].notna().all(axis=None), "at this scale, too"
         assert here[ood].to_numpy() == pytest.approx(here[asked].mean(axis=1).to_numpy())
 
 

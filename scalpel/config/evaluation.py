@@ -34,10 +34,22 @@ FORMATS: dict[str, Format] = {  # of sets that bear a public dataset's name
 }  # fmt: skip
 
 
+TOY_DRAWN: dict[str, tuple[Format, dict[str, str]]] = {  # (format, columns) of sets that are drawn for themselves
+    "aime25": ("aime", {}),
+    "amc": ("math", {}),
+    "arc_challenge": ("choice", {"choices": "choices.text", "labels": "choices.label", "answer": "answerKey"}),
+}
+
+
 class ToyQuestions(Strict):
-    """The toy world's file of the set's name."""
+    """The toy world's file of the set's name, or `count` questions of a set of TOY_DRAWN (scalpel/toy/benchmarks.py).
+
+    shuffle: as of FileQuestions.
+    """
 
     kind: Literal["toy"] = "toy"
+    count: Annotated[int, Field(gt=0, le=10**5)] | None = None
+    shuffle: Whole | None = None
 
 
 class FileQuestions(Strict):

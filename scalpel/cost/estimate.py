@@ -198,7 +198,7 @@ def question_count(questions: Step, root: Path) -> int:
     if made.is_file():
         return parquet_rows(made)
     if "toy" in questions.inputs:
-        return questions.inputs["toy"].recipe.get(questions.recipe["toy"], 0)
+        return questions.recipe.get("count") or questions.inputs["toy"].recipe.get(questions.recipe["toy"], 0)
     path = questions.settings.get("paths", {}).get("questions")
     if path and Path(path).suffix == ".parquet":
         return parquet_rows(Path(path))

@@ -9,7 +9,7 @@ from scalpel import given
 from scalpel.artifact.step import Step
 from scalpel.chat import OWN, template_text
 from scalpel.config.data import Columns, GitHubFile, HubDataset, HubRows, ParquetSource, ToySource
-from scalpel.config.evaluation import FORMATS, FileQuestions, LMEvalQuestions, QuestionSet, ToyQuestions
+from scalpel.config.evaluation import FORMATS, TOY_DRAWN, FileQuestions, LMEvalQuestions, QuestionSet, ToyQuestions
 from scalpel.config.load import nearest
 from scalpel.config.models import HubModel, LocalModel, ToyModel
 from scalpel.config.scale import Scale
@@ -86,9 +86,7 @@ class Materials:
         source: QuestionSet = self.scale.questions[name]
         where = f"questions.{name}"
         if isinstance(source, ToyQuestions):
-            if name not in FORMATS:
-                raise UserError(f"{where}: the toy world has no questions of this name{nearest(name, FORMATS)}.")
-            return self.steps.add("questions", name, {"format": FORMATS[name], "toy": name}, {"toy": self.toy()})
+            return self.steps.add("questions", name, _of_toy(name, source, where), {"toy": self.toy()})
         recipe: dict = {"sha256": {}}
         inputs: dict[str, Step] = {}
         settings: dict = {"paths": {}}
@@ -99,12 +97,8 @@ class Materials:
                     f"{where}: give its `format` (a public dataset's own columns are known by the set's name: "
                     f"{', '.join(FORMATS)})."
                 )
-            if source.shuffle is not None and form not in CHOICES:
-                raise UserError(
-                    f"{where}.shuffle: it is for multiple choice; the set's format is {form}: leave it out."
-                )
             recipe |= {"format": form} | ({"columns": source.columns} if source.columns else {})
-            recipe |= {} if source.shuffle is None else {"shuffle": source.shuffle}
+            recipe |= _shuffle(source, form, where)
             files = {"questions": source.file} | ({"examples": source.examples} if source.examples else {})
         else:
             assert isinstance(source, LMEvalQuestions)
@@ -141,3 +135,26 @@ class Materials:
             recipe["source"]["sha256"] = hashes["path"]
             settings = paths
         return self.steps.add("data", dataset, recipe, inputs, settings)
+
+
+def _shuffle(source: FileQuestions | ToyQuestions, form: str, where: str) -> dict[str, int]:
+    """What a recipe says of the order of choices: nothing, or its seed."""
+    if source.shuffle is not None and form not in CHOICES:
+        raise UserError(f"{where}.shuffle: it is for multiple choice; the set's format is {form}: leave it out.")
+    return {} if source.shuffle is None else {"shuffle": source.shuffle}
+
+
+def _of_toy(name: str, source: ToyQuestions, where: str) -> dict[str, Any]:
+    """The recipe of a set that is a file of the toy world, or drawn for itself (`count`)."""
+    known = [*FORMATS, *TOY_DRAWN]
+    if name not in known:
+        raise UserError(f"{where}: the toy world has no questions of this name{nearest(name, known)}.")
+    if (name in TOY_DRAWN) != (source.count is not None):
+        way_out = f"only {', '.join(TOY_DRAWN)} are drawn" if source.count else "say how many questions are drawn"
+        raise UserError(f"{where}.count: {way_out}.")
+    if name not in TOY_DRAWN:
+        return {"format": FORMATS[name], "toy": name} | _shuffle(source, FORMATS[name], where)
+    form, columns = TOY_DRAWN[name]
+    recipe: dict[str, Any] = {"format": form, "toy": name, "count": source.count}
+    recipe |= {"columns": columns} if columns else {}
+    return recipe | _shuffle(source, form, where)
