@@ -1,6 +1,6 @@
 """Who wins at equal expense: every run at its last checkpoint within what named runs spent in all.
 
-Each budget is a block of the table. A run that has no checkpoint within it is said to have none, and one that ended
+Tasks are those asked of every evaluated checkpoint. Each budget is a block of the table. A run that has no checkpoint within it is said to have none, and one that ended
 earlier stands at its end, with what it spent beside it. Nothing is interpolated between checkpoints.
 
 Differences from the base model, from the first run shown, and from the run whose budget it is, are means over tasks,
@@ -59,7 +59,7 @@ def table(results: Results, options: Options) -> pd.DataFrame:
     from scalpel.errors import UserError
 
     scores = results.scores()
-    tasks = asked(scores, "equal_budget", gain=options.gain, kept=options.kept)
+    tasks = asked(of_every_checkpoint(scores), "equal_budget", gain=options.gain, kept=options.kept)
     found = by_checkpoint(results, [task for of in tasks.values() for task in of])
     if BASE not in found or len(found) < 2:
         raise UserError("equal_budget: it compares runs with the base model; leave `runs` empty or name some and base.")
@@ -98,6 +98,13 @@ def table(results: Results, options: Options) -> pd.DataFrame:
             if run not in spent:
                 rows.append({"budget": UNITS[budget], "whose": run, "run": run, "step": why[run]})
     return pd.DataFrame(rows).fillna("")
+
+
+def of_every_checkpoint(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of tasks that no run was asked at some of its evaluated checkpoints alone."""
+    steps = scores.groupby(["run", "seed", "task"])["step"].nunique()
+    fewer = steps[steps < steps.groupby(["run", "seed"]).transform("max")]
+    return scores[~scores["task"].isin(fewer.index.get_level_values("task"))]
 
 
 def asked(scores: pd.DataFrame, kind: str, **wanted: tuple[str, ...]) -> dict[str, list[str]]:
