@@ -33,9 +33,10 @@ PAPER = 717  # pixels of an A4 page's 210 mm between margins of 0.4 inches, Chro
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> Path:
-    """Of a study whose results say what they took."""
+    """Of a study whose results say what they took, with pictures of the size that it asks for."""
     root = tmp_path_factory.mktemp("browser")
-    made = world(root, workflow=synthetic.workflow_with(root, study() | {"exhibits": whole()}))
+    whole = synthetic.study_file()["exhibits"]
+    made = world(root, workflow=synthetic.workflow_with(root, study() | {"exhibits": whole}))
     for recipe in root.glob("results/*/*/recipe.json"):
         provenance = recipe.with_name("provenance.json")
         known = json.loads(provenance.read_text()) if provenance.exists() else {}
@@ -54,10 +55,6 @@ def pages(tmp_path_factory) -> Path:
 def page(request, pages) -> str:
     text = (pages / f"{request.param}.html").read_text()
     return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-
-
-def whole() -> dict:
-    return {name: raw for name, raw in study()["exhibits"].items() if name != "asked"}
 
 
 def browser(text: str, folder: Path, *words: str) -> tuple[object, str]:
