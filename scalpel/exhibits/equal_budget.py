@@ -1,7 +1,8 @@
 """Who wins at equal expense: every run at its last checkpoint within what named runs spent in all.
 
-Tasks are those asked of every evaluated checkpoint. Each budget is a block of the table. A run that has no checkpoint within it is said to have none, and one that ended
-earlier stands at its end, with what it spent beside it. Nothing is interpolated between checkpoints.
+Tasks are those asked of every evaluated checkpoint. Each budget is a block of the table. A run that has no checkpoint
+within it is said to have none, and one that ended earlier stands at its end, with what it spent beside it. Nothing is
+interpolated between checkpoints.
 
 Differences from the base model, from the first run shown, and from the run whose budget it is, are means over tasks,
 taken question by question, with 95% intervals over questions and, where a run has several, seeds
