@@ -120,6 +120,18 @@ def classify(
 # ---------------------------------------------------------------- the trainer's side
 
 
+def model_of(method: str, vocabulary: int) -> Any:
+    """tiny_model; of a method with a formula with ten times its logits, so that entropies differ and have a gradient.
+
+    Some methods learn from the tokens of the highest entropy alone: near ties would be broken by rounding.
+    """
+    model = tiny_model(vocabulary)
+    if method in FORMULAS:
+        with torch.no_grad():
+            model.lm_head.weight.mul_(10.0)
+    return model
+
+
 def tokenizer_in(folder: Path, template: str) -> Any:
     """A tokenizer of a few words with a named template, saved and loaded as a model's is."""
     from scalpel.toy.model import train_tokenizer
@@ -143,8 +155,6 @@ def trainer_of(
     questions = 2 * accumulation
     method = METHODS[asked["method"]]
     held: dict[str, float] = {"beta": 0.0} if "beta" in method.Recipe.model_fields else {}  # no gradient at the start
-    if coefficient := asked.get("entropy_coefficient"):
-        held["entropy_coefficient"] = min(1000 * coefficient, 1000.0)  # a random model's entropy is nearly the highest
     samples = 4 * min(asked.get("per_question", 1), max(len(asked.get("templates", ())), 1))
     recipe = method.Recipe.model_validate(
         asked | held | {
@@ -200,7 +210,8 @@ def trainer_of(
         journals = Journals.of(folder)
         saving = Saving(run, [10**9], list(journals))  # nothing is saved
         trainer = Probed(
-            run, Questions(rows, asked_rows, asked_rows * 0), [asked_rows.tolist()], tiny_model(len(tokenizer)),
+            run, Questions(rows, asked_rows, asked_rows * 0), [asked_rows.tolist()],
+            model_of(recipe.method, len(tokenizer)),
             tokenizer, None, journals, saving, parts.config,
         )  # fmt: skip
         saving.trainer = trainer
@@ -308,8 +319,8 @@ def of_formula(
     step: dict[str, torch.Tensor], trainer: RolloutTrainer, groups: list[list[Rollout]]
 ) -> tuple[bool, str, str]:
     """The same of a method that learns from traces, too: the step against the gradient of its whole formula."""
-    model = tiny_model(trainer.model.config.vocab_size).double()
     recipe: Any = trainer.recipe
+    model = model_of(recipe.method, trainer.model.config.vocab_size).double()
     objective = FORMULAS[recipe.method](Referee(recipe, model, groups))
     cut, found = cut_of(trainer, groups), []
     for policy, likelihood in candidates(recipe):  # the right one first
