@@ -352,7 +352,7 @@ def test_a_stage_that_lets_the_tokenizer_add_bos_is_seen_on_the_run_s_own_tokeni
     monkeypatch.setattr(LMEvalEngine, "tok_encode", lambda self, text, **_: self.tokenizer(text)["input_ids"])
     assert chat_probe.chat_template(tiny_base).passed
     found = chat_probe.chat_template(base_with(tiny_base, tmp_path, bos=True))
-    assert not found.passed and "evaluation by lm-eval (token 0 of the prompt is '<|endoftext|>'" in found.found
+    assert not found.passed and "evaluation by lm-eval (token 1 of the prompt is '<|endoftext|>'" in found.found
 
 
 @pytest.mark.parametrize(

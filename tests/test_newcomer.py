@@ -90,7 +90,8 @@ def write_files(folder: Path, base: Path, rows=MATH, math=MATH, gsm8k=GSM8K, mml
     (folder / "DIR" / "config.json").write_text(json.dumps(config))
     for step in (100, 200):
         shutil.copytree(base, folder / "trl_output" / f"checkpoint-{step}")
-    resolved = {f"someone/their-model@step-{step}": f"{step:040x}" for step in (100, 200)}
+    branches = ("step-100", "step-200", "main")
+    resolved = {f"someone/their-model@{branch}": f"{place:040x}" for place, branch in enumerate(branches, 1)}
     (folder / "revisions.yaml").write_text(yaml.safe_dump(resolved))
 
 
