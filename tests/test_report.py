@@ -473,6 +473,9 @@ def test_a_finding_is_of_what_is_shown_and_finite(tmp_path):
     assert said("benchmarks", scores) == "Scores of the last checkpoints in percent. MMLU: 50 ± 10 of all."
     one = {name: values[:1] if isinstance(values, list) else [values] for name, values in scores.items()}
     assert "MMLU: A 50 ± 10." in said("final_scores", one)
+    two = {"run": ["a", "a"], "seed": [1, 2], "step": [5, 6], "gain": [0.1, 0.3], "loss": [0.0, 0.04]}
+    moved = two | {"gain_mean_stderr": 0.05, "loss_mean_stderr": 0.013}
+    assert said("frontier", moved).endswith("in points: A 20.0 ± 5.0 and 2.0 ± 1.3."), "the figure's whiskers"
     assert said("benchmarks", {"run": ["a"]}) == said("mine.py", scores) == ""
     twice = {name: values * 2 if isinstance(values, list) else values for name, values in scores.items()}
     assert said("benchmarks", twice) == "", "several values of one seed"

@@ -73,10 +73,13 @@ def _scores(frame: pd.DataFrame, options: dict, label: Label) -> str:
 
 
 def _frontier(frame: pd.DataFrame, options: dict, label: Label) -> str:
-    gains, losses = (_last(frame, ["run"], name, f"{name}_stderr", 100) for name in ("gain", "loss"))
-    both = dict(zip(losses["run"], losses["text"], strict=True))
-    parts = [f"{label(run)} {gain} and {both[run]}" for run, gain in zip(gains["run"], gains["text"], strict=True)
-             if run in both]  # fmt: skip
+    from scalpel.exhibits.results import final
+
+    names = ("gain", "gain_mean_stderr", "loss", "loss_mean_stderr")
+    last = 100 * final(frame).groupby("run", sort=False)[list(names)].mean()
+    last = last.dropna(subset=["gain", "loss"])
+    gains, losses = (texts_of(last[name], last[f"{name}_mean_stderr"]) for name in ("gain", "loss"))
+    parts = [f"{label(run)} {gain} and {loss}" for run, gain, loss in zip(last.index, gains, losses, strict=True)]
     return f"Gain and loss at the last checkpoints, in points: {'; '.join(parts)}." if parts else ""
 
 
@@ -124,6 +127,6 @@ KINDS: dict[str, tuple[set[str], Callable[[pd.DataFrame, dict, Label], str]]] = 
     "weight_change": (COURSE | {"projection", "relative", "source"}, _weight_change),
     "benchmarks": (COURSE | {"task", "value", "stderr"}, _scores),
     "final_scores": (COURSE | {"task", "value", "stderr"}, _scores),
-    "frontier": (COURSE | {"gain", "gain_stderr", "loss", "loss_stderr"}, _frontier),
+    "frontier": (COURSE | {"gain", "gain_mean_stderr", "loss", "loss_mean_stderr"}, _frontier),
     "training_curves": (COURSE | {"column", "smoothed"}, _training_curves),
 }
