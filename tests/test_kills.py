@@ -23,9 +23,9 @@ PLANNING, TRAINING = 0, 2  # of four kills, one comes while Snakemake still plan
 
 
 def untimed(path: Path) -> bytes:
-    """A file's bytes; a page's without when, and in how long, its results were made."""
+    """A file's bytes; a page's without what its results cost, and when and in how long they were made."""
     content = path.read_bytes()
-    return content.partition(b'<h2 id="made">')[0] if path.name == "index.html" else content
+    return content.partition(b'<h2 id="cost">')[0] if path.name == "index.html" else content
 
 
 class Lab:
@@ -53,7 +53,7 @@ class Lab:
 
     def files(self) -> dict[str, bytes]:
         """All that results/ holds but logs and times: of provenance.json, and of the page's record, which hashes the
-        page, only that they are there; the page without its section on when its results were made."""
+        page, only that they are there; the page without its sections on what its results cost and when they were made."""
         found = {path.relative_to(self.results).as_posix(): path for path in self.results.rglob("*") if path.is_file()}
         return {
             name: b"" if path.name in ("provenance.json", "index.json") else untimed(path)
