@@ -53,7 +53,8 @@ class Lab:
 
     def files(self) -> dict[str, bytes]:
         """All that results/ holds but logs and times: of provenance.json, and of the page's record, which hashes the
-        page, only that they are there; the page without its sections on what its results cost and when they were made."""
+        page, only that they are there; the page without its sections on what its results cost and when they were made.
+        """
         found = {path.relative_to(self.results).as_posix(): path for path in self.results.rglob("*") if path.is_file()}
         return {
             name: b"" if path.name in ("provenance.json", "index.json") else untimed(path)
