@@ -299,10 +299,10 @@ def _structure(run: str, seed: int, recipe: dict, rng) -> pd.DataFrame:
                 row |= {"unchanged": 0.01, "unchanged_bf16": 1 - moved, "stable_rank": 5 + rng.random()}
                 row |= {"energy_rank": 50, "spectral_drift": 0.02 * moved, "angle_left": 9 * moved}
                 row["angle_right"] = 8 * moved
-                both = None if seed == 42 else moved**2 * 1.3
-                other = None if seed == 42 else moved
+                both = None if seed == 42 else moved**2 * 1.1
+                mine, theirs = (None, None) if seed == 42 else (moved, 0.8 * moved)
                 for suffix in ("", "_bf16"):
-                    row |= {f"changed{suffix}": other, f"other_changed{suffix}": other, f"both_changed{suffix}": both}
+                    row |= {f"changed{suffix}": mine, f"other_changed{suffix}": theirs, f"both_changed{suffix}": both}
                 rows.append(row)
     frame = pd.DataFrame(rows)
     shares = [name for name in frame if "changed" in name and not name.startswith("un")]

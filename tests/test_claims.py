@@ -33,6 +33,7 @@ from scalpel.claims.scalpel_vs_hammer import CLAIMS, MLP, PUBLISHED_AS
 from scalpel.config.study import Margins
 from scalpel.errors import UserError
 from scalpel.exhibits.results import PROJECTIONS, Results
+from scalpel.exhibits.structure import of_checkpoint
 from scalpel.exhibits.uncertainty import binomial_error
 from scalpel.published import read as numbers_of
 from scalpel.report.verdicts import caveat, verdicts
@@ -592,6 +593,10 @@ def test_evidence_of_structure_and_rivals(tmp_path):
     found = evidence_of(made)
     assert set(found.structure["grpo"]) == {"unchanged", "unchanged_bf16", "spectral_drift", "rank", "overlap", "angle"}
     assert found.structure["grpo"]["overlap"].seeds == (43,), "a run's first seed overlaps with none"
+    later = parquet(made, "structure", "grpo", "structure.parquet", seed=43).query("step == 100")
+    shared, by_chance = of_checkpoint(later)["overlap_bf16"]
+    assert found.structure["grpo"]["overlap"].mean == pytest.approx(shared - by_chance), "as the figure has it"
+    assert found.structure["grpo"]["overlap"].units.mean() == pytest.approx(shared - by_chance)
     matrices = parquet(made, "structure", "grpo", "structure.parquet", seed=42).query("step == 100")
     assert found.structure["grpo"]["unchanged_bf16"].values[0] == pytest.approx(matrices["unchanged_bf16"].mean())
     r2 = {name: 1 - of.mean for name, of in found.rivals.items()}

@@ -270,3 +270,13 @@ def test_a_handful_of_right_answers_proves_little(right):
         covered, widths = covered + (low <= 0 <= high), [*widths, high - low]
         assert found.unit_df <= right - 1
     assert covered / 300 >= 0.92 and min(widths) > 0.2 * (right < 60)
+
+
+def test_right_answers_count_as_far_as_they_weigh():
+    """A base that has one question right always and 99 one time in a hundred knows next to one answer."""
+    base = replace(sample([1.0] + [0.01] * 99, "base", share=True), trained=False)
+    runs = {"a": {"t": sample([1.0] * 100, "a", share=True)}}
+    found = kept(Evidence({"base": {"t": base}} | runs), "a", ["t"])
+    weighing = (1 + 0.99) ** 2 / (1 + 99 * 0.01**2)
+    assert found.value == pytest.approx(1) and found.unit_df == pytest.approx(weighing - 1)
+    assert math.sqrt(found.over_units) == pytest.approx(binomial_error(0.0, weighing))

@@ -19,7 +19,7 @@ from scalpel import exhibits, published
 from scalpel.artifact.files import write_atomically
 from scalpel.artifact.manifest import difference
 from scalpel.errors import UserError
-from scalpel.exhibits import axis, drawing, record, spent, uncertainty
+from scalpel.exhibits import axis, drawing, equal_budget, paper_table, record, spent, uncertainty
 from scalpel.exhibits.embedded import current
 from scalpel.exhibits.options import ExhibitOptions
 from scalpel.exhibits.render import _csv, render
@@ -352,6 +352,31 @@ def test_seeds_of_unlike_many_checkpoints_are_paired_by_step(three_seeds):
     gone = (scores["run"] == "grpo") & (scores["seed"] == SEEDS[1]) & (scores["step"] == steps[1])
     assert gone.sum() > 0 and len(steps) > 2
     pd.testing.assert_frame_equal(results.placed(scores[~gone]), whole[~gone], check_exact=False)
+
+
+class Scores:
+    """Of three runs, (run, seed, step, task) each 0.5 but y, 0.7."""
+
+    def __init__(self, *rows: tuple):
+        self.rows = pd.DataFrame(rows, columns=["run", "seed", "step", "task"])
+
+    def scores(self) -> pd.DataFrame:
+        return self.rows.assign(value=self.rows["task"].map({"x": 0.5, "y": 0.7}))
+
+
+def test_a_mean_is_of_all_its_tasks_or_of_none():
+    both = [(run, seed, 5, task) for run, seed in (("a", 1), ("a", 2), ("c", 1)) for task in "xy"]
+    found = paper_table.ours(Scores(*both, ("b", 1, 5, "x"), ("c", 2, 5, "x")), {"mean": ("x", "y", "asked of nobody")})
+    assert found["a"]["mean"] == pytest.approx((60, 0))
+    assert "mean" not in found["b"] and found["b"]["x"][0] == 50
+    assert math.isnan(found["c"]["mean"][0]), "one of its seeds was not asked y"
+
+
+def test_equal_budgets_leave_out_tasks_of_last_checkpoints_alone():
+    """Else no run would have a checkpoint but its last."""
+    rows = [("a", 1, step, "x") for step in (5, 10)] + [("a", 1, 10, "y"), ("base", 0, 0, "x"), ("base", 0, 0, "y")]
+    assert set(equal_budget.of_every_checkpoint(Scores(*rows).scores())["task"]) == {"x"}
+    assert set(equal_budget.of_every_checkpoint(Scores(*rows, ("a", 1, 5, "y")).scores())["task"]) == {"x", "y"}
 
 
 @pytest.mark.parametrize("made", ["one_seed", "three_seeds"])

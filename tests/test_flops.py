@@ -1,6 +1,8 @@
 """FLOPs: measured on sampled steps without changing what is trained, counted from what went through the model, and the
 published accounting."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -262,6 +264,18 @@ def test_what_does_not_train_is_not_counted(tiny_base, trainable, tied):
     angles = config.hidden_size // config.num_attention_heads * length
     share = shape.trained_matrices(trainable) / count.matrices
     assert found.get_total_flops() == pytest.approx(count.trained(length, share) + 3 * squares + angles, rel=1e-9)
+
+
+def test_layers_that_a_trace_named_are_not_counted_as_trained(tiny_base, tmp_path, monkeypatch):
+    shutil.copytree(tiny_base, tmp_path / "model")
+    monkeypatch.setattr(spent, "_input", lambda step, role: tmp_path)
+    frozen = [f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+    (tmp_path / "trained.json").write_text(json.dumps({"trained": [], "frozen": frozen}))
+    shares = [
+        spent._model(tmp_path, {"trainable": trainable}).share
+        for trainable in ({"freeze_mlp_above": 0.1}, {"freeze_mlp_layers": [1]}, {})
+    ]
+    assert shares[0] == shares[1] < shares[2] == 1
 
 
 @pytest.fixture(scope="module")
